@@ -1,0 +1,145 @@
+"""Every error that crossforge raises on purpose.
+
+::
+
+    CrossforgeError
+    ├── InputError                     a query, passage, pair or file that cannot be used
+    ├── SourceError                    a checkpoint that cannot be exported
+    ├── BundleError                    a folder that cannot be served
+    │   ├── BundleNotFoundError
+    │   ├── IntegrityError             a file is missing, or is not the one that was written
+    │   └── ManifestError
+    │       └── SchemaVersionError     written by a newer crossforge
+    ├── EngineError                    the inference engine failed, or answered nonsense
+    │   └── NonFiniteLogitsError
+    ├── GateError                      the work was done and the verdict is no
+    └── MachineError                   this machine cannot
+        ├── MissingPackageError
+        └── ProviderUnavailableError
+
+    CrossforgeWarning
+    ├── ProviderFallbackWarning        another execution provider runs than the one that was wanted
+    └── TruncationWarning              text was cut, and the return value has no place to say so
+
+A message has four parts: what happened, what was got, what is allowed, what to do.
+"""
+
+from __future__ import annotations
+
+
+class CrossforgeError(Exception):
+    """Root of the tree.
+
+    Args:
+        what: What happened, as a sentence without its full stop.
+        got: What was received.
+        allowed: What would have been accepted.
+        fix: What to do about it, as a sentence.
+    """
+
+    exit_code: int = 2
+    """Exit status of a command that ends with this error (0 done, 1 verdict no, 2 bad input, 3 machine)."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        got: object | None = None,
+        allowed: object | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what = what
+        self.got = got
+        self.allowed = allowed
+        self.fix = fix
+        parts = [what]
+        if got is not None:
+            parts.append(f"got {got}")
+        if allowed is not None:
+            parts.append(f"allowed: {allowed}")
+        message = "; ".join(parts)
+        super().__init__(f"{message}. {fix}" if fix else message)
+
+
+class InputError(CrossforgeError):
+    """A query, a passage, a pair, an option or a file's content cannot be used."""
+
+
+class SourceError(CrossforgeError):
+    """The checkpoint is not a cross-encoder that can be exported."""
+
+
+class BundleError(CrossforgeError):
+    """The bundle cannot be served."""
+
+
+class BundleNotFoundError(BundleError):
+    """There is no bundle at the given path."""
+
+
+class IntegrityError(BundleError):
+    """A file of the bundle is missing, or differs from what the manifest recorded."""
+
+
+class ManifestError(BundleError):
+    """``crossforge.json`` is not a manifest that this version can act on."""
+
+
+class SchemaVersionError(ManifestError):
+    """The manifest was written by a newer crossforge."""
+
+
+class EngineError(CrossforgeError):
+    """The inference engine failed while loading or running a model."""
+
+    exit_code = 1
+
+
+class NonFiniteLogitsError(EngineError):
+    """The model answered NaN or infinity."""
+
+
+class GateError(CrossforgeError):
+    """A check ran to its end and the answer is no."""
+
+    exit_code = 1
+
+
+class MachineError(CrossforgeError):
+    """This machine lacks something that the request needs."""
+
+    exit_code = 3
+
+
+class MissingPackageError(MachineError):
+    """An optional package is not installed.
+
+    Args:
+        package: The distribution that could not be imported.
+        extra: The crossforge extra that brings it.
+        purpose: What it was needed for.
+    """
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        self.package = package
+        self.extra = extra
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed",
+            fix=f'Run: pip install "crossforge[{extra}]"',
+        )
+
+
+class ProviderUnavailableError(MachineError):
+    """The wanted execution provider cannot run here."""
+
+
+class CrossforgeWarning(UserWarning):
+    """Root of the warnings."""
+
+
+class ProviderFallbackWarning(CrossforgeWarning):
+    """Another execution provider runs than the one that was wanted."""
+
+
+class TruncationWarning(CrossforgeWarning):
+    """Text was cut to fit the model."""

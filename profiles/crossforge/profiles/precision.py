@@ -1,0 +1,18 @@
+"""Numeric precision of a model variant."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Precision(StrEnum):
+    """The arithmetic that a variant's matrix products run in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+    @property
+    def file_name(self) -> str:
+        """The variant's file inside the bundle's ``onnx/`` folder, named as Hugging Face ONNX repositories do."""
+        return "model.onnx" if self is Precision.FP32 else f"model_{self.value}.onnx"
