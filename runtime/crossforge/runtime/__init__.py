@@ -1,0 +1,37 @@
+"""Run a bundle: tokenize, batch, compute, rank. Nothing heavy is imported here."""
+
+from crossforge.profiles import (
+    Activation,
+    CrossforgeError,
+    DeploymentProfile,
+    ExecutionProvider,
+    InputError,
+    Precision,
+)
+from crossforge.runtime.batching import BatchPlan, plan_batches
+from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.providers import ProviderPlan, select_providers
+from crossforge.runtime.reranker import RankedPassage, Reranker, ScoredPairs
+from crossforge.runtime.sessions import FakeSession, Session
+from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
+
+__all__ = [
+    "Activation",
+    "BatchPlan",
+    "Bundle",
+    "CrossforgeError",
+    "DeploymentProfile",
+    "EncodedPairs",
+    "ExecutionProvider",
+    "FakeSession",
+    "InputError",
+    "PairTokenizer",
+    "Precision",
+    "ProviderPlan",
+    "RankedPassage",
+    "Reranker",
+    "ScoredPairs",
+    "Session",
+    "plan_batches",
+    "select_providers",
+]

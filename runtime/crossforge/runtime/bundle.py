@@ -1,0 +1,107 @@
+"""Opening a bundle: its manifest, and the proof that its files are the ones that were written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossforge.profiles import (
+    MANIFEST_NAME,
+    BundleNotFoundError,
+    FileRecord,
+    IntegrityError,
+    Manifest,
+    ManifestError,
+    Precision,
+)
+
+TOKENIZER_NAME = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest has been read."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read the manifest of the bundle at ``path``; its other files are not touched.
+
+        Raises:
+            BundleNotFoundError: There is no such folder, or it holds no manifest.
+            ManifestError: The manifest cannot be acted on.
+        """
+        path = Path(path)
+        export_one = f"Make one: crossforge export SOURCE {path}"
+        if not path.is_dir():
+            raise BundleNotFoundError(f"there is no bundle at {path}", fix=export_one)
+        manifest_path = path / MANIFEST_NAME
+        try:
+            text = manifest_path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise BundleNotFoundError(f"{path} is not a bundle: it has no {MANIFEST_NAME}", fix=export_one) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ManifestError(f"cannot read {manifest_path} ({error})") from error
+        manifest = Manifest.from_json(text, where=str(manifest_path))
+        if outside := [name for name in manifest.files if not _stays_inside(name)]:
+            raise ManifestError(f"{manifest_path} names a file outside the bundle", got=repr(outside[0]))
+        return cls(path, manifest)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Compare files with what the manifest recorded of them.
+
+        Raises:
+            IntegrityError: One is missing, or its size or digest differs.
+        """
+        for name in names:
+            if problem := self.find_damage(name):
+                raise IntegrityError(
+                    f"the bundle {self.path} is damaged: {problem}",
+                    fix="Copy or export it again; `crossforge verify` lists every file.",
+                )
+
+    def find_damage(self, name: str) -> str | None:
+        """What is wrong with one file, in words; None if nothing is."""
+        record = self.manifest.files.get(name)
+        if record is None:
+            return f"{name} is not recorded in the manifest"
+        path = self.path / name
+        try:
+            size_bytes = path.stat().st_size
+            if size_bytes != record.size_bytes:
+                return f"{name} has {size_bytes:,} bytes, the manifest says {record.size_bytes:,}"
+            if sha256_of(path) != record.sha256:
+                return f"{name} was altered (its sha256 differs from the manifest's)"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error})"
+        return None
+
+    def files_to_run(self, precision: Precision) -> tuple[str, ...]:
+        """The files that serving a variant reads."""
+        return (TOKENIZER_NAME, *self.manifest.variants[precision].files)
+
+    def size_bytes(self, precision: Precision) -> int:
+        """Bytes on disk of a variant, external data included."""
+        return sum(self.manifest.files[name].size_bytes for name in self.manifest.variants[precision].files)
+
+
+def sha256_of(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_file(path: Path) -> FileRecord:
+    """What the manifest notes of a file."""
+    return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+
+
+def _stays_inside(name: str) -> bool:
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts

@@ -1,0 +1,103 @@
+"""What every command shares: one JSON document on stdout, everything else on stderr, errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bars
+
+from crossforge.profiles import CrossforgeError, CrossforgeWarning
+from crossforge.profiles.jsonio import encode
+from crossforge.runtime.progress import Stage
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+out = Console(soft_wrap=True, highlight=False)
+"""For results."""
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+"""For progress, warnings and errors."""
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def print_json(document: object) -> None:
+    """Print dataclasses and plain values as one JSON document on stdout."""
+    sys.stdout.write(json.dumps(encode(document), indent=2, ensure_ascii=False) + "\n")
+
+
+def handles_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """End a command with its error's message and exit status; show warnings as one line each.
+
+    The command must have a parameter ``debug``.
+    """
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", CrossforgeWarning)
+            warnings.showwarning = _show_warning
+            try:
+                return command(*args, **kwargs)
+            except CrossforgeError as error:
+                if kwargs.get("debug"):
+                    traceback.print_exc()
+                err.print(f"[bold red]Error:[/] {escape(str(error))}")
+                raise typer.Exit(error.exit_code) from error
+            except KeyboardInterrupt as error:
+                err.print("Interrupted; nothing was left half written.")
+                raise typer.Exit(130) from error
+
+    return wrapper
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, CrossforgeWarning):
+        err.print(f"[yellow]Warning:[/] {escape(str(message))}")
+
+
+class TerminalProgress:
+    """Stages on stderr: a spinner and a bar on a terminal, a line at each end elsewhere."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Enter a stage; see :meth:`Progress.stage`."""
+        start = time.perf_counter()
+        if err.is_terminal:
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
+            with Bars(*columns, console=err, transient=True) as bars:
+                stage: Stage = _BarStage(bars, name)
+                yield stage
+        else:
+            stage = Stage()
+            yield stage
+        seconds = time.perf_counter() - start
+        err.print(f"[green]✓[/] {name:<28} {seconds:6.1f} s  [dim]{escape(stage.note)}[/]")
+
+
+class _BarStage(Stage):
+    def __init__(self, bars: Bars, name: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(name, total=None)
+
+    def advance(self, done: int, total: int) -> None:
+        self._bars.update(self._task, completed=done, total=total)

@@ -1,0 +1,77 @@
+"""From a bundle and a plan to a session that runs: the edge where choices meet the machine."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+from crossforge.profiles import (
+    EngineError,
+    ExecutionProvider,
+    IntegrityError,
+    Precision,
+    ProviderFallbackWarning,
+    ProviderUnavailableError,
+)
+from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.machine import Machine
+from crossforge.runtime.precision import PrecisionChoice, select_precision
+from crossforge.runtime.providers import ProviderPlan
+from crossforge.runtime.sessions import Session
+from crossforge.runtime.sessions.ort import OnnxRuntimeSession
+
+
+def open_session(
+    bundle: Bundle, plan: ProviderPlan, precision: str, machine: Machine, *, strict: bool, check_files: bool
+) -> tuple[Session, PrecisionChoice]:
+    """Open the session of the first planned provider that loads.
+
+    Args:
+        bundle: What to run.
+        plan: The providers to try; has at least one.
+        precision: ``auto`` or a variant's name.
+        machine: The facts that the choice of a variant rests on.
+        strict: Raise when the first provider fails, instead of trying the next.
+        check_files: Compare what is read with the manifest.
+
+    Raises:
+        InputError: The bundle has no such variant.
+        IntegrityError: A file is missing or altered.
+        EngineError: No planned provider loads the model.
+
+    Warns:
+        ProviderFallbackWarning: A provider failed to load and the next one runs.
+    """
+    failures: list[str] = []
+    for provider in plan.candidates:
+        choice = select_precision(precision, bundle.manifest, provider, machine)
+        try:
+            session = _open_checked(bundle, choice.precision, provider, check_files=check_files)
+        except (EngineError, ProviderUnavailableError) as error:
+            if strict or provider is plan.candidates[-1]:
+                raise
+            failures.append(f"not {provider}: {error}")
+            continue
+        if failures:
+            warnings.warn(f"running on {provider} ({'; '.join(failures)})", ProviderFallbackWarning, stacklevel=3)
+        return session, choice
+    raise ValueError("the provider plan has no candidates")
+
+
+def _open_checked(bundle: Bundle, precision: Precision, provider: ExecutionProvider, *, check_files: bool) -> Session:
+    """Load a variant while another thread compares its files' digests: hashing costs a cold start next to nothing."""
+    path = bundle.path / bundle.manifest.variants[precision].path
+    names = bundle.files_to_run(precision) if check_files else ()
+    with ThreadPoolExecutor(1, thread_name_prefix="crossforge-check") as checker:
+        checked = checker.submit(bundle.check, names)
+        try:
+            session = OnnxRuntimeSession(path, provider=provider, labels=len(bundle.manifest.scoring.labels))
+        except EngineError:
+            checked.result()  # a damaged file explains the failure better than the engine does
+            raise
+        try:
+            checked.result()
+        except IntegrityError:
+            session.close()
+            raise
+    return session

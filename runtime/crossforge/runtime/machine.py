@@ -1,0 +1,143 @@
+"""What this machine has: read once at the edge, so that choosing stays pure."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_INTERESTING_FLAGS = (
+    "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+_ONNXRUNTIME_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The facts that provider and precision choice rest on."""
+
+    cpu: str
+    """The processor's name."""
+    instruction_sets: tuple[str, ...]
+    """Vector extensions as the kernel names them; ``arm64`` on that architecture."""
+    usable_cores: int
+    """Cores that this process may use, whatever the machine has: affinity and cgroup quota."""
+    total_cores: int
+    gpus: tuple[str, ...]
+    """Names of the visible NVIDIA GPUs."""
+    gpu_reason: str
+    """Why ``gpus`` is empty; blank if it is not."""
+    onnxruntime_packages: tuple[str, ...]
+    """Installed distributions that own the ``onnxruntime`` folder, as ``name version``. One is right."""
+    onnxruntime_providers: tuple[str, ...]
+    """Providers that the installed build holds, which does not mean that they load."""
+
+
+def inspect_machine() -> Machine:
+    """Read the facts of the machine that this process runs on."""
+    gpus, gpu_reason = _visible_gpus()
+    return Machine(
+        cpu=_cpu_name(),
+        instruction_sets=_instruction_sets(),
+        usable_cores=usable_cores(),
+        total_cores=os.cpu_count() or 1,
+        gpus=gpus,
+        gpu_reason=gpu_reason,
+        onnxruntime_packages=installed_versions(_ONNXRUNTIME_DISTRIBUTIONS),
+        onnxruntime_providers=_onnxruntime_providers(),
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its CPU affinity, bounded by its cgroup's CPU quota (rounded up)."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_cpu_limit()
+    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
+
+
+def cgroup_cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The CPU quota of this process's cgroup in cores (version 2 or 1); None where there is no limit."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if quota in ("max", "-1"):
+        return None
+    return int(quota) / int(period)
+
+
+def installed_versions(distributions: Sequence[str]) -> tuple[str, ...]:
+    """Those of the named distributions that are installed, as ``name version``."""
+    found = []
+    for name in distributions:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def _onnxruntime_providers() -> tuple[str, ...]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ()
+    try:
+        return tuple(importlib.import_module("onnxruntime").get_available_providers())
+    except (ImportError, AttributeError):  # two builds that overwrote each other
+        return ()
+
+
+def _cpu_name() -> str:
+    for line in _cpuinfo():
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _instruction_sets() -> tuple[str, ...]:
+    present: set[str] = set()
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            present = set(line.partition(":")[2].split())
+            break
+    found = [flag for flag in _INTERESTING_FLAGS if flag in present]
+    if platform.machine() in ("aarch64", "arm64"):
+        found.append("arm64")
+    return tuple(found)
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _visible_gpus() -> tuple[tuple[str, ...], str]:
+    """Ask the driver alone. Nothing here can crash or start a CUDA context, unlike asking an inference engine."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return (), "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    if status := cuda.cuInit(0):
+        return (), f"the NVIDIA driver found no usable GPU (cuInit answered {status})"
+    count = ctypes.c_int()
+    if status := cuda.cuDeviceGetCount(ctypes.byref(count)):
+        return (), f"the NVIDIA driver could not count its GPUs (it answered {status})"
+    names = []
+    for ordinal in range(count.value):
+        name = ctypes.create_string_buffer(256)
+        cuda.cuDeviceGetName(name, len(name), ordinal)
+        names.append(name.value.decode(errors="replace"))
+    return tuple(names), "" if names else "the NVIDIA driver sees no GPU"

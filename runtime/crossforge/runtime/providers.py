@@ -1,0 +1,109 @@
+"""Which execution provider runs a bundle, and why not the others. Pure: facts in, plan out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from crossforge.profiles import PREFERENCE, ExecutionProvider, InputError, ProviderUnavailableError
+from crossforge.runtime.machine import Machine
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """A provider that cannot run here, and the reason."""
+
+    provider: ExecutionProvider
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderPlan:
+    """The providers to try in order, and those that were left out."""
+
+    candidates: tuple[ExecutionProvider, ...]
+    """Best first; the first is what should run."""
+    rejected: tuple[Rejection, ...]
+    wanted: ExecutionProvider | None
+    """What the caller named; None for ``auto``."""
+
+    @property
+    def chosen(self) -> ExecutionProvider:
+        """The provider that should run."""
+        return self.candidates[0]
+
+    @property
+    def is_fallback(self) -> bool:
+        """Whether the caller named a provider and would get another."""
+        return self.wanted is not None and self.chosen is not self.wanted
+
+    def explain(self) -> str:
+        """One line: what was taken, and why not the others."""
+        reasons = "; ".join(f"not {rejection.provider}: {rejection.reason}" for rejection in self.rejected)
+        return f"{self.chosen}" + (f" ({reasons})" if reasons else "")
+
+
+def select_providers(
+    wanted: str, machine: Machine, *, order: Sequence[ExecutionProvider] = PREFERENCE, strict: bool = False
+) -> ProviderPlan:
+    """Choose where a bundle runs.
+
+    Args:
+        wanted: ``auto`` for the best that works, or a provider's name.
+        machine: The facts; see :func:`crossforge.runtime.machine.inspect_machine`.
+        order: The providers that ``auto`` may take, best first.
+        strict: With a named provider, raise if it cannot run instead of planning another.
+
+    Raises:
+        InputError: ``wanted`` is not a provider.
+        ProviderUnavailableError: Nothing can run here, or the named provider cannot and ``strict`` is set.
+    """
+    named = _parse(wanted)
+    if named is None:
+        considered = tuple(order)
+    else:
+        considered = (
+            (named,) if strict else (named, *(p for p in PREFERENCE if PREFERENCE.index(p) > PREFERENCE.index(named)))
+        )
+    candidates: list[ExecutionProvider] = []
+    rejected: list[Rejection] = []
+    for provider in considered:
+        reason = why_not(provider, machine)
+        if reason is None:
+            candidates.append(provider)
+        else:
+            rejected.append(Rejection(provider=provider, reason=reason))
+    if not candidates:
+        reasons = "; ".join(f"{rejection.provider}: {rejection.reason}" for rejection in rejected)
+        subject = f"the execution provider {named} cannot run here" if named else "no execution provider can run here"
+        raise ProviderUnavailableError(f"{subject} ({reasons})", fix="Run `crossforge doctor` for the whole picture.")
+    return ProviderPlan(candidates=tuple(candidates), rejected=tuple(rejected), wanted=named)
+
+
+def why_not(provider: ExecutionProvider, machine: Machine) -> str | None:
+    """The first reason for which a provider cannot run on a machine; None if it can."""
+    if provider is not ExecutionProvider.CPU and not machine.gpus:
+        return machine.gpu_reason or "no NVIDIA GPU is visible"
+    if provider is ExecutionProvider.TENSORRT:
+        return "this version of crossforge does not build TensorRT engines yet"
+    if not machine.onnxruntime_packages:
+        extra = "gpu" if provider is ExecutionProvider.CUDA else "cpu"
+        return f'onnxruntime is not installed: pip install "crossforge[{extra}]"'
+    if provider.onnxruntime_name not in machine.onnxruntime_providers:
+        if provider is ExecutionProvider.CPU:
+            return "the installed onnxruntime is damaged: reinstall it"
+        installed = ", ".join(machine.onnxruntime_packages)
+        return f'{installed} is built without it: pip uninstall onnxruntime, then pip install "crossforge[gpu]"'
+    return None
+
+
+def _parse(wanted: str) -> ExecutionProvider | None:
+    if wanted == AUTO:
+        return None
+    try:
+        return ExecutionProvider(wanted)
+    except ValueError:
+        allowed = ", ".join([AUTO, *PREFERENCE])
+        raise InputError("unknown execution provider", got=repr(wanted), allowed=allowed) from None

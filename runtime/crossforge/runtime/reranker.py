@@ -1,0 +1,329 @@
+"""The reranker: a bundle, loaded, that scores and ranks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossforge.profiles import (
+    Activation,
+    DeploymentProfile,
+    EngineError,
+    InputError,
+    Manifest,
+    NonFiniteLogitsError,
+    Precision,
+    ProviderFallbackWarning,
+    TruncationWarning,
+)
+from crossforge.runtime.activation import Floats, activate, relevance
+from crossforge.runtime.batching import padding_waste
+from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.loading import open_session
+from crossforge.runtime.machine import inspect_machine, usable_cores
+from crossforge.runtime.precision import AUTO, PrecisionChoice
+from crossforge.runtime.providers import ProviderPlan, select_providers
+from crossforge.runtime.scoring import compute_logits
+from crossforge.runtime.sessions import Session
+from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedPassage:
+    """One row of a ranking."""
+
+    corpus_id: int
+    """The passage's position in the list that was ranked."""
+    score: float
+    text: str
+    truncated: bool
+    """Whether the model did not see all of the query or the passage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPairs:
+    """Logits, with what happened on the way to them."""
+
+    logits: Floats
+    """float32 [n, labels]."""
+    truncated: NDArray[np.bool_]
+    """Pairs of which the model did not see all: bool [n]."""
+    query_truncated: NDArray[np.bool_]
+    """Pairs of whose query the model did not see all: bool [n]."""
+    token_counts: NDArray[np.int32]
+    """Tokens of each pair, special tokens included: int32 [n]."""
+    batches: int
+    padding_waste: float
+    """Share of the computed tokens that were padding, 0.0 to 1.0."""
+
+
+class Reranker:
+    """Scores pairs with one session. Safe to call from several threads; close it, or use it as a context manager.
+
+    :meth:`load` is the way to get one. The constructor takes the parts, so that a test can pass a
+    :class:`~crossforge.runtime.sessions.FakeSession`.
+
+    Args:
+        session: Runs batches. The reranker owns it and closes it.
+        tokenizer: Encodes pairs for it.
+        manifest: Says what the logits mean.
+        precision: The variant that the session runs.
+        budget_tokens: Largest ``batch x sequence`` of a batch.
+        workers: Batches that run at the same time.
+        provider_plan: How the provider was chosen, where it was.
+        precision_choice: How the variant was chosen, where it was.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: PairTokenizer,
+        manifest: Manifest,
+        *,
+        precision: Precision = Precision.FP32,
+        budget_tokens: int = DeploymentProfile.budget_tokens,
+        workers: int = 1,
+        provider_plan: ProviderPlan | None = None,
+        precision_choice: PrecisionChoice | None = None,
+    ) -> None:
+        self.session = session
+        self.tokenizer = tokenizer
+        self.manifest = manifest
+        self.precision = precision
+        self.budget_tokens = budget_tokens
+        self.workers = workers
+        self.provider_plan = provider_plan
+        self.precision_choice = precision_choice
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="crossforge") if workers > 1 else None
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        provider: str = AUTO,
+        precision: str = AUTO,
+        strict: bool = False,
+        deployment: DeploymentProfile | None = None,
+        check_files: bool = True,
+        check_golden: bool = False,
+    ) -> Reranker:
+        """Load a bundle.
+
+        Args:
+            bundle: The bundle's folder.
+            provider: ``auto``, ``tensorrt``, ``cuda`` or ``cpu``.
+            precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
+            strict: Raise where another provider than the chosen one would run.
+            deployment: How to run it. ``provider`` and ``precision``, where given, win over it.
+            check_files: Compare the sha256 of every file that is read with the manifest's.
+            check_golden: Score the manifest's golden pairs, and raise if they come out differently.
+
+        Raises:
+            BundleError: The bundle is missing, damaged, or not understood.
+            InputError: An unknown provider or precision.
+            MachineError: This machine cannot run it, or, with ``strict``, not as asked.
+            EngineError: The model does not load, or fails its golden pairs.
+
+        Warns:
+            ProviderFallbackWarning: Another provider runs than the one that was named.
+        """
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        deployment = deployment or DeploymentProfile()
+        if precision == AUTO and deployment.precision is not None:
+            precision = deployment.precision
+        machine = inspect_machine()
+        plan = select_providers(provider, machine, order=deployment.providers, strict=strict)
+        if plan.is_fallback:
+            warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=2)
+        session, choice = open_session(bundle, plan, precision, machine, strict=strict, check_files=check_files)
+        manifest = bundle.manifest
+        tokenizer = PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+        reranker = cls(
+            session,
+            tokenizer,
+            manifest,
+            precision=choice.precision,
+            budget_tokens=deployment.budget_tokens,
+            workers=deployment.workers or usable_cores(),
+            provider_plan=plan,
+            precision_choice=choice,
+        )
+        if check_golden:
+            reranker.check_golden()
+        return reranker
+
+    def score(self, query: str, passages: Sequence[str], *, activation: Activation | str | None = None) -> Floats:
+        """Score passages against one query.
+
+        Args:
+            query: A text that is not blank.
+            passages: Any number of texts.
+            activation: Applied to the logits. None gives the raw relevance: the logit of a model with one label, the
+                log-probability of the ranking label of a model with several.
+
+        Returns:
+            float32 [n], in the passages' order.
+
+        Raises:
+            InputError: A text cannot be used, or no label of the model ranks.
+            NonFiniteLogitsError: The model answered NaN or infinity.
+
+        Warns:
+            TruncationWarning: Text was cut; :meth:`score_pairs` says which.
+        """
+        scored = self._score(self.tokenizer.encode(query, passages))
+        _warn_of_truncation(scored)
+        return self.relevance(scored.logits, activation=activation)
+
+    def predict(self, pairs: Sequence[tuple[str, str]], *, activation: Activation | str | None = None) -> Floats:
+        """Score pairs as ``sentence_transformers.CrossEncoder.predict`` does.
+
+        Args:
+            pairs: (query, passage) pairs of any queries.
+            activation: Instead of the manifest's.
+
+        Returns:
+            float32 [n], or float32 [n, labels] if the model has several labels.
+
+        Raises:
+            InputError: An item is not a pair of texts that can be used.
+            NonFiniteLogitsError: The model answered NaN or infinity.
+
+        Warns:
+            TruncationWarning: Text was cut; :meth:`score_pairs` says which.
+        """
+        scored = self.score_pairs(pairs)
+        _warn_of_truncation(scored)
+        scores = activate(scored.logits, self._activation(activation))
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def rank(self, query: str, passages: Sequence[str], top_k: int | None = None) -> list[RankedPassage]:
+        """Rank passages against one query, by raw relevance; ties go to the passage that came first.
+
+        Args:
+            query: A text that is not blank.
+            passages: Any number of texts.
+            top_k: Return only the best; None returns all.
+
+        Returns:
+            Best first, with the score that :meth:`score` gives.
+
+        Raises:
+            InputError: As :meth:`score`; or ``top_k`` is below 1.
+        """
+        if top_k is not None and top_k < 1:
+            raise InputError("top_k is too small", got=top_k, allowed="1 or more")
+        scored = self._score(self.tokenizer.encode(query, passages))
+        scores = self.relevance(scored.logits)
+        best_first = np.argsort(-scores, kind="stable")[:top_k]
+        return [
+            RankedPassage(corpus_id=int(i), score=float(scores[i]), text=passages[i], truncated=bool(scored.truncated[i]))
+            for i in best_first
+        ]
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> ScoredPairs:
+        """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
+        return self._score(self.tokenizer.encode_pairs(pairs))
+
+    def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
+        """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
+
+        Raises:
+            InputError: No label of the model ranks.
+        """
+        label = self.manifest.scoring.ranking_label
+        if label is None:
+            raise InputError(
+                "this model classifies pairs and has no label that ranks",
+                got=", ".join(self.manifest.scoring.labels),
+                fix="Use predict(), or export it again with --ranking-label.",
+            )
+        return relevance(logits, label) if activation is None else activate(logits, self._activation(activation))[:, label]
+
+    def check_golden(self) -> float:
+        """Score the manifest's golden pairs.
+
+        Returns:
+            The largest difference to the reference's logits.
+
+        Raises:
+            EngineError: It is beyond the variant's tolerance.
+        """
+        golden = self.manifest.golden
+        logits = self.score_pairs([(pair.query, pair.passage) for pair in golden]).logits
+        difference = float(np.abs(logits - np.asarray([pair.logits for pair in golden])).max(initial=0.0))
+        tolerance = self.manifest.variants[self.precision].golden_tolerance
+        if difference > tolerance:
+            raise EngineError(
+                f"the {self.precision} variant does not reproduce the bundle's golden scores on this machine",
+                got=f"a difference of {difference:.4f}",
+                allowed=f"up to {tolerance:.4f}",
+                fix="Use another variant with precision=, or export the bundle on this machine.",
+            )
+        return difference
+
+    def close(self) -> None:
+        """Free the session and its threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self.session.close()
+
+    def __enter__(self) -> Reranker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _score(self, pairs: EncodedPairs) -> ScoredPairs:
+        logits, plans = compute_logits(
+            self.session,
+            pairs,
+            template=self.manifest.pair_template,
+            pad_token_id=self.manifest.pad_token_id,
+            labels=len(self.manifest.scoring.labels),
+            budget_tokens=self.budget_tokens,
+            workers=self.workers,
+            executor=self._pool,
+        )
+        if not np.isfinite(logits).all():
+            bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+            raise NonFiniteLogitsError(
+                f"the {self.precision} variant answered NaN or infinity for {len(bad)} of {len(pairs)} pairs",
+                got=f"pair {bad[0]} first",
+                fix="Use the fp32 variant; if it does this too, the checkpoint itself is broken.",
+            )
+        return ScoredPairs(
+            logits=logits,
+            truncated=pairs.truncated,
+            query_truncated=pairs.query_truncated,
+            token_counts=pairs.lengths,
+            batches=len(plans),
+            padding_waste=padding_waste(plans, pairs.lengths),
+        )
+
+    def _activation(self, activation: Activation | str | None) -> Activation:
+        if activation is None:
+            return self.manifest.scoring.activation
+        try:
+            return Activation(activation)
+        except ValueError:
+            raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
+
+
+def _warn_of_truncation(scored: ScoredPairs) -> None:
+    if count := int(scored.truncated.sum()):
+        warnings.warn(
+            f"{count} of {len(scored.truncated)} pairs were too long for the model and were cut; score_pairs() says which",
+            TruncationWarning,
+            stacklevel=3,
+        )

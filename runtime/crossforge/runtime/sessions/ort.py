@@ -1,0 +1,133 @@
+"""ONNX Runtime, on the CPU and on CUDA."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossforge.profiles import (
+    BundleError,
+    EngineError,
+    ExecutionProvider,
+    MissingPackageError,
+    ProviderUnavailableError,
+)
+
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeSession:
+    """A model file in ONNX Runtime, on one provider and on no other.
+
+    On the CPU each call of ``run`` computes on the calling thread alone: parallelism comes from running several batches at
+    once, which loses less at synchronization points than splitting every operator over the cores (docs/cpu.md).
+
+    Args:
+        path: The ONNX file.
+        provider: Where to run. The session is refused if ONNX Runtime would run it elsewhere.
+        labels: Columns that the output must have.
+
+    Raises:
+        MissingPackageError: onnxruntime is not installed.
+        ProviderUnavailableError: The provider cannot be had.
+        BundleError: The file is not a reranker with ``labels`` outputs.
+        EngineError: ONNX Runtime cannot load the file.
+    """
+
+    def __init__(self, path: str | Path, *, provider: ExecutionProvider = ExecutionProvider.CPU, labels: int = 1) -> None:
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        # Only read back where there is something to tell apart: it costs time and memory.
+        on_gpu = provider is not ExecutionProvider.CPU
+        if on_gpu:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            if hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()
+        try:
+            self._session = ort.InferenceSession(
+                str(path),
+                options,
+                providers=[provider.onnxruntime_name],
+                # On the CPU the fused kernel takes six times as long as Add and LayerNormalization do (docs/cpu.md).
+                disabled_optimizers=None if on_gpu else ["SkipLayerNormFusion"],
+                enable_fallback=0,
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+            raise EngineError(f"ONNX Runtime cannot load {path} ({_first_line(error)})") from error
+        self._session.disable_fallback()
+        self._provider = self._check_provider(provider)
+        self._inputs = {spec.name: spec for spec in self._session.get_inputs()}
+        self._check_signature(path, labels)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The graph's inputs."""
+        return tuple(self._inputs)
+
+    @property
+    def provider(self) -> ExecutionProvider:
+        """What really runs the model."""
+        return self._provider
+
+    def run(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Compute logits; see :meth:`Session.run`."""
+        if self._session is None:
+            raise EngineError("the session is closed")
+        try:
+            (logits,) = self._session.run(None, dict(batch))
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed on a batch ({_first_line(error)})") from error
+        return np.asarray(logits, dtype=np.float32)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._session = None
+
+    def _check_provider(self, wanted: ExecutionProvider) -> ExecutionProvider:
+        running = self._session.get_providers()
+        if not running or running[0] != wanted.onnxruntime_name:
+            raise ProviderUnavailableError(
+                f"ONNX Runtime did not load its {wanted} provider", got=", ".join(running) or "none", allowed=wanted
+            )
+        if wanted is not ExecutionProvider.CPU:
+            assigned = {group.ep_name for group in self._session.get_provider_graph_assignment_info()}
+            if wanted.onnxruntime_name not in assigned:
+                raise ProviderUnavailableError(
+                    f"ONNX Runtime gave no node of the model to {wanted}",
+                    got=", ".join(sorted(assigned)),
+                    allowed=wanted,
+                )
+        return wanted
+
+    def _check_signature(self, path: str | Path, labels: int) -> None:
+        outputs = self._session.get_outputs()
+        shapes = ", ".join(f"{output.name} {output.shape}" for output in outputs)
+        columns = outputs[0].shape[1] if len(outputs) == 1 and len(outputs[0].shape) == 2 else -1
+        if isinstance(columns, int) and columns != labels:  # a symbolic size is a string or None
+            raise BundleError(
+                f"{path} is not a reranker with {labels} label{'s' if labels > 1 else ''}",
+                got=f"outputs {shapes}",
+                allowed=f"one output [batch, {labels}]",
+                fix="A graph without its classification head cannot score pairs; export the whole model.",
+            )
+
+
+def import_onnxruntime() -> ModuleType:
+    """Import onnxruntime, or say which extra brings it."""
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise MissingPackageError("onnxruntime", extra="cpu", purpose="Running a bundle") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

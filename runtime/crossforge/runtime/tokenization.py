@@ -1,0 +1,239 @@
+"""Queries and passages in, token ids out: joined as the model's post-processor joins them, and never cut in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from crossforge.profiles import InputError, ManifestError, PairTemplate, SpecialTokens, Truncation, TruncationSide
+
+MAX_TEXT_CHARS = 500_000
+"""Longest text that is accepted. A model reads a few thousand characters of it; more is a file passed by mistake."""
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPairs:
+    """Token ids of ``n`` pairs. A query that several pairs share is stored once."""
+
+    heads: tuple[Ids, ...]
+    """``prefix query separator`` of each distinct query: int32 [head length]."""
+    head_of_pair: NDArray[np.intp]
+    """The index in ``heads`` of each pair's query: [n]."""
+    passages: tuple[Ids, ...]
+    """Each pair's passage tokens after truncation: int32 [passage length]."""
+    lengths: NDArray[np.int32]
+    """Tokens of each whole pair, special tokens included: int32 [n]."""
+    truncated: NDArray[np.bool_]
+    """Pairs that lost tokens, of the passage or of the query: bool [n]."""
+    query_truncated: NDArray[np.bool_]
+    """Pairs whose query lost tokens: bool [n]."""
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+
+class PairTokenizer:
+    """Encodes (query, passage) pairs with Hugging Face ``tokenizers`` alone.
+
+    A query is tokenized once, however many passages it is paired with; passages are tokenized in parallel. Ids are joined
+    by the pair template, which equals what the tokenizer's own post-processor would have produced.
+
+    Args:
+        tokenizer: The model's tokenizer. Its own truncation and padding are switched off.
+        template: How a pair becomes one sequence.
+        truncation: What gives way when a pair is too long.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: PairTemplate, truncation: Truncation) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.template = template
+        self.truncation = truncation
+        self._prefix = np.asarray(template.prefix.ids, dtype=np.int32)
+        self._separator = np.asarray(template.separator.ids, dtype=np.int32)
+
+    @classmethod
+    def from_file(cls, path: str | Path, template: PairTemplate, truncation: Truncation) -> PairTokenizer:
+        """Load a ``tokenizer.json``.
+
+        Raises:
+            ManifestError: The file is not a tokenizer that this version of ``tokenizers`` reads.
+        """
+        return cls(load_tokenizer(path), template, truncation)
+
+    def encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
+        """Encode one query against many passages.
+
+        Args:
+            query: Not blank.
+            passages: Any number of texts; empty strings are allowed.
+
+        Raises:
+            InputError: A text is not a string, is blank (the query), is longer than :data:`MAX_TEXT_CHARS`, or holds
+                a lone surrogate.
+        """
+        _check_is_list_of_texts(passages)
+        return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp))
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
+        """Encode pairs of any queries; each distinct query is tokenized once.
+
+        Raises:
+            InputError: As :meth:`encode`; or an item is not a pair.
+        """
+        _check_is_list_of_texts(pairs)
+        index_of_query: dict[str, int] = {}
+        head_of_pair = np.empty(len(pairs), dtype=np.intp)
+        passages: list[str] = []
+        for i, pair in enumerate(pairs):
+            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+                raise InputError(f"pair {i} is not a pair", got=_describe(pair), allowed="(query, passage)")
+            query, passage = pair
+            _check_query(query, f"the query of pair {i}")
+            head_of_pair[i] = index_of_query.setdefault(query, len(index_of_query))
+            passages.append(passage)
+        return self._encode(list(index_of_query), passages, head_of_pair)
+
+    def _encode(self, queries: list[str], passages: Sequence[str], head_of_pair: NDArray[np.intp]) -> EncodedPairs:
+        for query in queries:
+            _check_query(query, "the query")
+        for i, passage in enumerate(passages):
+            _check_text(passage, f"passage {i}")
+        query_ids = self._tokenize(queries)
+        passage_ids = self._tokenize(passages)
+
+        kept_queries = [self._cut(ids, self.truncation.query_max_length) for ids in query_ids]
+        heads = tuple(np.concatenate([self._prefix, ids, self._separator]) for ids in kept_queries)
+        query_cut = np.asarray([len(kept) < len(ids) for kept, ids in zip(kept_queries, query_ids, strict=True)], dtype=bool)
+
+        room_beside = [self.truncation.max_length - len(head) - len(self.template.suffix.ids) for head in heads]
+        kept_passages = tuple(self._cut(ids, room_beside[h]) for ids, h in zip(passage_ids, head_of_pair, strict=True))
+        passage_cut = np.asarray([len(k) < len(ids) for k, ids in zip(kept_passages, passage_ids, strict=True)], dtype=bool)
+
+        query_truncated = query_cut[head_of_pair]
+        suffix = len(self.template.suffix.ids)
+        lengths = [len(heads[h]) + len(ids) + suffix for ids, h in zip(kept_passages, head_of_pair, strict=True)]
+        return EncodedPairs(
+            heads=heads,
+            head_of_pair=head_of_pair,
+            passages=kept_passages,
+            lengths=np.asarray(lengths, dtype=np.int32),
+            truncated=passage_cut | query_truncated,
+            query_truncated=query_truncated,
+        )
+
+    def _tokenize(self, texts: Sequence[str]) -> list[Ids]:
+        # The fast form leaves out character offsets, which nothing here reads.
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def _cut(self, ids: Ids, keep: int) -> Ids:
+        if len(ids) <= keep:
+            return ids
+        # A copy, so that a megabyte of ids does not stay alive for the few hundred that are used.
+        return (ids[:keep] if self.truncation.side is TruncationSide.RIGHT else ids[-keep:]).copy()
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a ``tokenizer.json``, without its truncation and padding.
+
+    Raises:
+        ManifestError: The file cannot be read as a tokenizer.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ManifestError(f"cannot read the tokenizer {path} ({error})", fix="Export the bundle again.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def derive_pair_template(tokenizer: Tokenizer) -> PairTemplate:
+    """Find out how a tokenizer's post-processor joins a pair, by watching it join one.
+
+    Raises:
+        ManifestError: The result is not ``prefix query separator passage suffix`` with one segment id a text.
+    """
+    probe = tokenizer.encode("a", "b")
+    pieces = _split_by_sequence(probe)
+    if pieces is None:
+        raise ManifestError(
+            "the tokenizer joins a pair in a way that crossforge does not know",
+            got=" ".join(probe.tokens),
+            allowed="special tokens, query, special tokens, passage, special tokens",
+        )
+    prefix, query, separator, passage, suffix = pieces
+    query_types, passage_types = {probe.type_ids[i] for i in query}, {probe.type_ids[i] for i in passage}
+
+    def special(positions: list[int]) -> SpecialTokens:
+        return SpecialTokens(
+            ids=tuple(probe.ids[i] for i in positions), type_ids=tuple(probe.type_ids[i] for i in positions)
+        )
+
+    return PairTemplate(
+        prefix=special(prefix),
+        separator=special(separator),
+        suffix=special(suffix),
+        query_type_id=query_types.pop(),
+        passage_type_id=passage_types.pop(),
+    )
+
+
+def _split_by_sequence(encoding: Encoding) -> tuple[list[int], list[int], list[int], list[int], list[int]] | None:
+    """Positions of prefix, query, separator, passage and suffix; None if the sequence is built otherwise."""
+    owner = encoding.sequence_ids
+    query = [i for i, sequence in enumerate(owner) if sequence == 0]
+    passage = [i for i, sequence in enumerate(owner) if sequence == 1]
+    if not query or not passage:
+        return None
+    contiguous = query == list(range(query[0], query[-1] + 1)) and passage == list(range(passage[0], passage[-1] + 1))
+    if not contiguous or query[-1] >= passage[0]:
+        return None
+    return (
+        list(range(query[0])),
+        query,
+        list(range(query[-1] + 1, passage[0])),
+        passage,
+        list(range(passage[-1] + 1, len(owner))),
+    )
+
+
+def _check_is_list_of_texts(texts: object) -> None:
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+        raise InputError("passages must be a list", got=_describe(texts), allowed="a list or tuple of strings")
+
+
+def _check_query(query: object, what: str) -> None:
+    _check_text(query, what)
+    if not str(query).strip():
+        raise InputError(f"{what} is empty", got=repr(query), allowed="a text that is not blank")
+
+
+def _check_text(text: object, what: str) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{what} is not a string", got=_describe(text), allowed="str")
+    if len(text) > MAX_TEXT_CHARS:
+        raise InputError(
+            f"{what} is too long",
+            got=f"{len(text):,} characters",
+            allowed=f"up to {MAX_TEXT_CHARS:,}",
+            fix="Split it into passages; a cross-encoder reads only the first few hundred tokens.",
+        )
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{what} is not valid Unicode", got=f"a lone surrogate at character {error.start}") from error
+
+
+def _describe(value: object) -> str:
+    return f"{type(value).__name__} {value!r:.60}"
