@@ -1,0 +1,104 @@
+"""PyTorch to ONNX, through optimum, as one portable graph of standard operators."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import ModelProto
+
+from crossforge.profiles import MissingPackageError, SourceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OPSET = 18
+"""Has LayerNormalization (17) and reductions with axes as an input (18); every engine that we build for reads it."""
+EXTERNAL_DATA_THRESHOLD_BYTES = 2**31 - 2**20
+"""Protobuf cannot hold a message of 2 GB; above this, weights go into a file of their own."""
+_TASK = "text-classification"
+
+
+def export_onnx(model: PreTrainedModel) -> ModelProto:
+    """Trace a cross-encoder.
+
+    Args:
+        model: A ``*ForSequenceClassification`` in float32.
+
+    Returns:
+        A graph of standard operators with dynamic batch and sequence axes, inputs int64 [batch, sequence] and the output
+        ``logits`` float32 [batch, labels].
+
+    Raises:
+        MissingPackageError: optimum-onnx is not installed.
+        SourceError: optimum does not know the architecture, or the result is not a reranker.
+    """
+    try:
+        from optimum.exporters.onnx.convert import onnx_export_from_model
+    except ImportError as error:
+        raise MissingPackageError("optimum-onnx", extra="export", purpose="Exporting") from error
+    with tempfile.TemporaryDirectory(prefix="crossforge-") as folder:
+        try:
+            with _quiet():
+                onnx_export_from_model(model, folder, task=_TASK, opset=OPSET, do_validation=False)
+        except Exception as error:
+            kind = type(model).__name__
+            raise SourceError(f"optimum cannot export a {kind} ({type(error).__name__}: {error})") from error
+        exported: ModelProto = onnx.load(str(Path(folder) / "model.onnx"))
+    _check_is_reranker(exported)
+    return exported
+
+
+def save_onnx(
+    model: ModelProto, path: Path, *, external_data_threshold_bytes: int = EXTERNAL_DATA_THRESHOLD_BYTES
+) -> list[Path]:
+    """Write a model, with its weights beside it if they are too large for one protobuf.
+
+    Returns:
+        The files written: ``path``, and ``path`` + ``_data`` where the weights went there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weight_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if weight_bytes < external_data_threshold_bytes:
+        onnx.save_model(model, str(path))
+        return [path]
+    data = path.with_name(path.name + "_data")
+    copy = ModelProto()
+    copy.CopyFrom(model)  # saving moves the weights out of the message that it is given
+    onnx.save_model(copy, str(path), save_as_external_data=True, location=data.name, size_threshold=1024)
+    return [path, data]
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of the standard operator set that a model uses."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def _check_is_reranker(model: ModelProto) -> None:
+    outputs = {output.name: len(output.type.tensor_type.shape.dim) for output in model.graph.output}
+    if list(outputs.values()) != [2]:
+        raise SourceError(
+            "the exported graph is not a reranker", got=f"outputs {', '.join(outputs)}", allowed="logits [batch, labels]"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tracer's remarks off the terminal: parity with PyTorch, measured next, is what proves the trace."""
+    loggers = [logging.getLogger(name) for name in ("optimum", "optimum.exporters.onnx", "torch.onnx")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

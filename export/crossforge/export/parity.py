@@ -1,0 +1,152 @@
+"""Does a variant still rank like its reference? Measured on pairs, judged by one table of thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossforge.export.pairs import digest_pairs, flatten
+from crossforge.profiles import ParityReport, Precision
+from crossforge.runtime.activation import Floats, relevance
+from crossforge.runtime.records import QueryRecord
+
+if TYPE_CHECKING:
+    from crossforge.export.source import LoadedSource
+
+_REFERENCE_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a variant must reach."""
+
+    max_abs_diff: float | None = None
+    """Largest difference of a logit that is accepted."""
+    min_kendall_tau: float | None = None
+    """Smallest mean tau-b that is accepted; not applied to a model without a ranking label."""
+
+    def passes(self, max_abs_diff: float, kendall_tau: float | None) -> bool:
+        """Whether measured figures reach the thresholds."""
+        close = self.max_abs_diff is None or max_abs_diff <= self.max_abs_diff
+        ordered = self.min_kendall_tau is None or kendall_tau is None or kendall_tau >= self.min_kendall_tau
+        return close and ordered and bool(np.isfinite(max_abs_diff))
+
+    def describe(self) -> str:
+        """The thresholds in words."""
+        parts = []
+        if self.max_abs_diff is not None:
+            parts.append(f"logits within {self.max_abs_diff:g}")
+        if self.min_kendall_tau is not None:
+            parts.append(f"Kendall tau of at least {self.min_kendall_tau:g}")
+        return " and ".join(parts) or "anything finite"
+
+
+GATES: Mapping[Precision, Gate] = {
+    Precision.FP32: Gate(max_abs_diff=1e-3, min_kendall_tau=0.999),
+    Precision.FP16: Gate(min_kendall_tau=0.99),
+    Precision.INT8: Gate(min_kendall_tau=0.93),
+}
+"""The thresholds on the built-in pairs, which have ten passages a query: one swap of neighbours costs 0.044 there."""
+
+OPEN_GATE = Gate()
+"""Lets everything finite through."""
+
+
+def compare_logits(
+    reference: Floats, variant: Floats, records: Sequence[QueryRecord], *, ranking_label: int | None, name: str, gate: Gate
+) -> ParityReport:
+    """Compare two models' logits on the same pairs.
+
+    Args:
+        reference: float32 [pairs, labels], pairs in the order of ``records``.
+        variant: The same of the variant.
+        records: The queries that the pairs belong to.
+        ranking_label: The column that ranks, if one does.
+        name: What the reference is called.
+        gate: Decides ``passed``.
+    """
+    difference = np.abs(reference.astype(np.float64) - variant)
+    max_abs_diff = float(difference.max(initial=0.0))
+    taus: list[float] = []
+    top1: list[bool] = []
+    top10: list[float] = []
+    if ranking_label is not None:
+        a, b = relevance(reference, ranking_label), relevance(variant, ranking_label)
+        start = 0
+        for record in records:
+            rows = slice(start, start + len(record.passages))
+            start = rows.stop
+            if (tau := kendall_tau(a[rows], b[rows])) is not None:
+                taus.append(tau)
+            if len(record.passages):
+                best_a, best_b = _best_first(a[rows]), _best_first(b[rows])
+                top1.append(bool(best_a[0] == best_b[0]))
+                top10.append(len(set(best_a[:10].tolist()) & set(best_b[:10].tolist())) / len(best_a[:10]))
+    tau_mean = float(np.mean(taus)) if taus else None
+    return ParityReport(
+        reference=name,
+        pairs_sha256=digest_pairs(records),
+        queries=len(records),
+        pairs=len(reference),
+        max_abs_diff=max_abs_diff,
+        mean_abs_diff=float(difference.mean()) if difference.size else 0.0,
+        kendall_tau=tau_mean,
+        top1_agreement=float(np.mean(top1)) if top1 else None,
+        top10_overlap=float(np.mean(top10)) if top10 else None,
+        passed=gate.passes(max_abs_diff, tau_mean),
+    )
+
+
+def kendall_tau(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | None:
+    """Kendall's tau-b between two score lists; None where one of them orders nothing (all tied, or one item)."""
+    from scipy.stats import kendalltau
+
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(kendalltau(a, b).statistic)
+
+
+def reference_logits(source: LoadedSource, records: Sequence[QueryRecord]) -> Floats:
+    """Logits of the PyTorch model, through its own tokenizer: nothing of crossforge's runtime takes part.
+
+    Returns:
+        float32 [pairs, labels], in the order of ``records``.
+    """
+    import torch
+
+    pairs = flatten(records)
+    queries = _cut_queries(source, [query for query, _ in pairs])
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    logits = np.empty((len(pairs), len(source.scoring.labels)), dtype=np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(order), _REFERENCE_BATCH):
+            rows = order[start : start + _REFERENCE_BATCH]
+            inputs = source.tokenizer(
+                [queries[i] for i in rows],
+                [pairs[i][1] for i in rows],
+                truncation="only_second",
+                max_length=source.truncation.max_length,
+                padding=True,
+                return_tensors="pt",
+            )
+            logits[rows] = source.model(**inputs).logits.float().numpy()
+    return logits
+
+
+def _cut_queries(source: LoadedSource, queries: Sequence[str]) -> list[str]:
+    """Queries shortened to the contract's length, as text, so that the tokenizer can be left to itself afterwards."""
+    cut: dict[str, str] = {}
+    for query in set(queries):
+        encoding = source.tokenizer(query, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = encoding["offset_mapping"]
+        keep = source.truncation.query_max_length
+        cut[query] = query if len(offsets) <= keep else query[: offsets[keep - 1][1]]
+    return [cut[query] for query in queries]
+
+
+def _best_first(scores: Floats) -> NDArray[np.intp]:
+    return np.argsort(-scores, kind="stable")

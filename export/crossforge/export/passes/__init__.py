@@ -1,0 +1,6 @@
+"""Graph passes: each takes a model, returns a new one, and states what it requires and what it ensures."""
+
+from crossforge.export.passes.int8_dynamic import quantize_int8_dynamic
+from crossforge.export.passes.result import PassResult
+
+__all__ = ["PassResult", "quantize_int8_dynamic"]

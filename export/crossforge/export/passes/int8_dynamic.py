@@ -1,0 +1,194 @@
+"""Dynamic int8: signed weights with one scale a column, unsigned activations with one scale a *token*.
+
+The usual recipe (``onnxruntime.quantization.quantize_dynamic``) takes one scale for the whole activation tensor. Then a
+pair's score depends on which pairs share its batch, and one outlier token costs every other token its precision. Here each
+token is quantized by its own largest value, so a pair scores the same alone and in any batch, and the ranking loses less
+(docs/int8.md has the figures).
+
+Requires: a float32 graph, opset 13 or later, whose linear layers are ``MatMul`` with a constant 2-D weight.
+Ensures: same inputs and outputs; every such layer of the encoder runs as an integer product; the head stays float32;
+word embeddings are stored as int8 with one scale a row. Runs in ONNX Runtime (``com.microsoft.MatMulIntegerToFloat``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from crossforge.export.onnx import opset_of
+from crossforge.export.passes.ranks import infer_ranks
+from crossforge.export.passes.result import PassResult
+from crossforge.profiles import InputError
+
+_MICROSOFT = "com.microsoft"
+_LEVELS = 127
+_MIDDLE = 128
+_SMALLEST_SCALE = 1e-12
+_EMBEDDING_ROWS = 1000
+"""A lookup table with fewer rows (positions, segments) is not worth quantizing."""
+
+
+def quantize_int8_dynamic(model: ModelProto, *, quantize_embeddings: bool = True) -> PassResult:
+    """Quantize a reranker's encoder.
+
+    Args:
+        model: A float32 reranker; not changed.
+        quantize_embeddings: Also store lookup tables of 1,000 rows or more as int8.
+
+    Raises:
+        InputError: The model is already quantized, or its opset is below 13.
+    """
+    _check(model)
+    result = ModelProto()
+    result.CopyFrom(model)
+    rewriter = _Rewriter(result)
+    rewriter.run(quantize_embeddings=quantize_embeddings)
+    notes = (
+        f"{rewriter.products} matrix products and {rewriter.tables} lookup tables quantized to int8, "
+        f"{rewriter.activations} activation tensors with one scale a token",
+    )
+    return PassResult(model=result, changed=rewriter.products + rewriter.tables > 0, notes=notes)
+
+
+def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 with one scale a column: float32 [in, out] -> int8 [in, out], float32 [out]."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / _LEVELS, _SMALLEST_SCALE).astype(np.float32)
+    return np.clip(np.rint(weight / scale), -_LEVELS, _LEVELS).astype(np.int8), scale
+
+
+def _check(model: ModelProto) -> None:
+    if opset_of(model) < 13:
+        raise InputError(
+            "the model's opset is too old to quantize a token at a time", got=opset_of(model), allowed="13 or later"
+        )
+    integer = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QAttention"}
+    present = sorted({node.op_type for node in model.graph.node} & (integer | {"DequantizeLinear"}))
+    if present:
+        raise InputError("the model is already quantized", got=", ".join(present), allowed="a float32 graph")
+
+
+class _Rewriter:
+    """Walks a graph once and writes it anew."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._model = model
+        self._graph = model.graph
+        self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
+        self._ranks = infer_ranks(model)
+        self._nodes: list[NodeProto] = []
+        self._quantized: dict[str, str] = {}  # activation -> prefix of its quantized form
+        self._new: dict[str, TensorProto] = {}
+        self.products = self.tables = 0
+
+    @property
+    def activations(self) -> int:
+        return len(self._quantized)
+
+    def run(self, *, quantize_embeddings: bool) -> None:
+        for node in self._graph.node:
+            if self._is_encoder_product(node):
+                self._rewrite_product(node)
+            elif quantize_embeddings and self._is_embedding(node):
+                self._rewrite_embedding(node)
+            else:
+                self._nodes.append(node)
+        nodes = [*self._nodes]
+        del self._graph.node[:]
+        self._graph.node.extend(nodes)
+        used = {name for node in nodes for name in node.input} | {output.name for output in self._graph.output}
+        kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
+        del self._graph.initializer[:]
+        self._graph.initializer.extend([*kept, *self._new.values()])
+        del self._graph.value_info[:]
+        if all(entry.domain != _MICROSOFT for entry in self._model.opset_import):
+            self._model.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
+
+    def _is_encoder_product(self, node: NodeProto) -> bool:
+        """Whether a node is a linear layer over tokens; the head's run over one row a pair and are too small to gain."""
+        return node.op_type == "MatMul" and self._ranks.get(node.input[0]) == 3 and self._is_matrix(node.input[1])
+
+    def _is_embedding(self, node: NodeProto) -> bool:
+        return (
+            node.op_type == "Gather"
+            and self._is_matrix(node.input[0])
+            and self._weights[node.input[0]].dims[0] >= _EMBEDDING_ROWS
+        )
+
+    def _is_matrix(self, name: str) -> bool:
+        tensor = self._weights.get(name)
+        return tensor is not None and len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT
+
+    def _rewrite_product(self, node: NodeProto) -> None:
+        activation, weight = node.input
+        columns, scale = quantize_columns(numpy_helper.to_array(self._weights[weight]))
+        out = node.output[0]
+        token = self._quantize_tokens(activation, inner=columns.shape[0])
+        integers = self._constant(f"{weight}_int8", columns)
+        scales = self._constant(f"{weight}_scale", scale)
+        one = self._constant("int8_one", np.asarray(1, np.float32))
+        middle = self._constant("int8_middle", np.asarray(_MIDDLE, np.uint8))
+        zero = self._constant("int8_zero", np.asarray(0, np.int8))
+        width = self._constant(f"int8_width_{columns.shape[1]}", np.asarray([columns.shape[1]], np.int64))
+        # The engine's product takes one activation scale; the token's own is applied to the float result.
+        self._add(
+            "MatMulIntegerToFloat", [f"{token}_q", integers, one, scales, middle, zero], f"{out}_unscaled", domain=_MICROSOFT
+        )
+        self._add("Mul", [f"{out}_unscaled", f"{token}_scale"], f"{out}_tokens")
+        self._add("Concat", [f"{token}_batch", width], f"{out}_shape", axis=0)
+        self._add("Reshape", [f"{out}_tokens", f"{out}_shape"], out)
+        self.products += 1
+
+    def _quantize_tokens(self, activation: str, *, inner: int) -> str:
+        """Quantize an activation [batch, sequence, inner] once, however many products read it."""
+        if activation in self._quantized:
+            return self._quantized[activation]
+        prefix = self._quantized[activation] = f"{activation}_token"
+        flat = self._constant(f"int8_flat_{inner}", np.asarray([-1, inner], np.int64))
+        axis = self._constant("int8_axis", np.asarray([1], np.int64))
+        step = self._constant("int8_step", np.asarray(1 / _LEVELS, np.float32))
+        smallest = self._constant("int8_smallest", np.asarray(_SMALLEST_SCALE, np.float32))
+        begin, end = self._constant("int8_0", np.asarray([0], np.int64)), self._constant("int8_2", np.asarray([2], np.int64))
+        self._add("Reshape", [activation, flat], f"{prefix}_flat")
+        self._add("Abs", [f"{prefix}_flat"], f"{prefix}_abs")
+        if opset_of(self._model) >= 18:
+            self._add("ReduceMax", [f"{prefix}_abs", axis], f"{prefix}_max", keepdims=0)
+        else:
+            self._add("ReduceMax", [f"{prefix}_abs"], f"{prefix}_max", axes=[1], keepdims=0)
+        self._add("Mul", [f"{prefix}_max", step], f"{prefix}_raw")
+        self._add("Max", [f"{prefix}_raw", smallest], f"{prefix}_scales")
+        self._add("Shape", [f"{prefix}_scales"], f"{prefix}_count")
+        self._add(
+            "ConstantOfShape",
+            [f"{prefix}_count"],
+            f"{prefix}_middle",
+            value=numpy_helper.from_array(np.asarray([_MIDDLE], np.uint8)),
+        )
+        self._add("QuantizeLinear", [f"{prefix}_flat", f"{prefix}_scales", f"{prefix}_middle"], f"{prefix}_q", axis=0)
+        self._add("Unsqueeze", [f"{prefix}_scales", axis], f"{prefix}_scale")
+        self._add("Shape", [activation], f"{prefix}_shape")
+        self._add("Slice", [f"{prefix}_shape", begin, end], f"{prefix}_batch")
+        return prefix
+
+    def _rewrite_embedding(self, node: NodeProto) -> None:
+        table, ids = node.input
+        rows, scale = quantize_columns(numpy_helper.to_array(self._weights[table]).T)
+        out = node.output[0]
+        integers = self._constant(f"{table}_int8", np.ascontiguousarray(rows.T))
+        scales = self._constant(f"{table}_scale", scale[:, None])
+        self._add("Gather", [integers, ids], f"{out}_int8", axis=0)
+        self._add("Cast", [f"{out}_int8"], f"{out}_float", to=TensorProto.FLOAT)
+        self._add("Gather", [scales, ids], f"{out}_scale", axis=0)
+        self._add("Mul", [f"{out}_float", f"{out}_scale"], out)
+        self.tables += 1
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> str:
+        if name not in self._new:
+            self._new[name] = numpy_helper.from_array(value, name)
+        return name
+
+    def _add(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        self._nodes.append(helper.make_node(op_type, list(inputs), [output], name=f"{output}_{op_type}", **attributes))

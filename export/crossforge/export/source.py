@@ -1,0 +1,312 @@
+"""A hub id or a folder in; a model, its tokenizer and the meaning of its scores out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossforge.export.demo import DEMO, materialize_demo_model
+from crossforge.profiles import (
+    Activation,
+    MissingPackageError,
+    Scoring,
+    Source,
+    SourceError,
+    Truncation,
+    TruncationSide,
+)
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+DEFAULT_QUERY_MAX_LENGTH = 64
+"""monoBERT's contract (Nogueira and Cho, 2019); used where the source says nothing."""
+_LARGEST_PLAUSIBLE_LENGTH = 1_000_000
+"""Above this a tokenizer's model_max_length is a placeholder for "unknown"."""
+_HEAD = "ForSequenceClassification"
+_ACTIVATIONS = {
+    "Identity": Activation.IDENTITY,
+    "Sigmoid": Activation.SIGMOID,
+    "Softmax": Activation.SOFTMAX,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What may be said about a source that it does not say itself, and what it may do."""
+
+    revision: str | None = None
+    max_length: int | None = None
+    """Tokens of a pair, special tokens included; None takes the model's own limit."""
+    query_max_length: int | None = None
+    """Tokens that a query keeps; None takes 64, or less where a pair is short."""
+    activation: Activation | None = None
+    ranking_label: int | None = None
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint."""
+    allow_pickle: bool = False
+    """Read weights from pickle files, which can run code when they are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedSource:
+    """A cross-encoder in memory."""
+
+    model: PreTrainedModel
+    """On the CPU, float32, in evaluation mode."""
+    tokenizer: PreTrainedTokenizerFast
+    source: Source
+    scoring: Scoring
+    truncation: Truncation
+
+
+def load_source(source: str, options: SourceOptions | None = None) -> LoadedSource:
+    """Load a cross-encoder.
+
+    Args:
+        source: A local folder, a hub id, or ``demo``.
+        options: Overrides and permissions.
+
+    Raises:
+        SourceError: There is no such source, or it is not a cross-encoder with weights that may be read.
+        MissingPackageError: The ``export`` extra is not installed.
+    """
+    options = options or SourceOptions()
+    try:
+        import torch  # noqa: F401
+        import transformers
+    except ImportError as error:
+        raise MissingPackageError("torch and transformers", extra="export", purpose="Exporting") from error
+    location = _locate(source)
+    with _quiet_transformers():
+        config = _load_config(source, location, options)
+        _refuse_other_models(source, location, config)
+        model = _load_model(source, location, options)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                location, revision=options.revision, trust_remote_code=options.trust_remote_code
+            )
+        except Exception as error:
+            raise SourceError(f"cannot load the tokenizer of {source} ({_first_line(error)})") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise SourceError(
+            f"{source} has no tokenizer.json and none can be made of its tokenizer",
+            got=type(tokenizer).__name__,
+            allowed="a fast tokenizer",
+        )
+    return LoadedSource(
+        model=model,
+        tokenizer=tokenizer,
+        source=Source(
+            id=source if source == DEMO else _public_name(source),
+            revision=getattr(config, "_commit_hash", None),
+            weights_sha256=digest_weights(model),
+        ),
+        scoring=_read_scoring(location, config, options),
+        truncation=_read_truncation(source, config, tokenizer, options),
+    )
+
+
+def digest_weights(model: PreTrainedModel) -> str:
+    """SHA-256 over the names and bytes of a model's tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _locate(source: str) -> str:
+    if source == DEMO:
+        return str(materialize_demo_model())
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SourceError(f"the folder {source} holds no model: it has no config.json")
+        return str(path)
+    if path.exists():
+        raise SourceError(f"{source} is a file", allowed="a model folder, a hub id, or the word demo")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith((".", "-")):
+        raise SourceError(f"there is no folder {source}", allowed="a model folder, a hub id, or the word demo")
+    return source
+
+
+def _load_config(source: str, location: str, options: SourceOptions) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            location, revision=options.revision, trust_remote_code=options.trust_remote_code
+        )
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise SourceError(
+                f"{source} brings Python code of its own", fix="If you trust it, add --trust-remote-code."
+            ) from error
+        if Path(location).is_dir():
+            raise SourceError(f"cannot read the config of {source} ({_first_line(error)})") from error
+        raise SourceError(
+            f"{source} is neither a folder here nor a model that the hub answers for",
+            got=_first_line(error),
+            allowed="a model folder, a hub id, or the word demo",
+        ) from error
+    return config
+
+
+def _refuse_other_models(source: str, location: str, config: PretrainedConfig) -> None:
+    modules = _read_json(Path(location) / "modules.json")
+    if isinstance(modules, list) and any("Pooling" in str(module.get("type")) for module in modules):
+        raise SourceError(
+            f"{source} is a bi-encoder: it embeds texts one by one and cannot score a pair",
+            allowed=f"a cross-encoder (*{_HEAD})",
+        )
+    architectures = list(config.architectures or ())
+    if not any(name.endswith(_HEAD) for name in architectures):
+        raise SourceError(
+            f"{source} has no classification head",
+            got=", ".join(architectures) or "no architecture in its config",
+            allowed=f"a cross-encoder (*{_HEAD})",
+        )
+
+
+def _load_model(source: str, location: str, options: SourceOptions) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    folder = Path(location)
+    if folder.is_dir() and not options.allow_pickle and not list(folder.glob("*.safetensors")):
+        pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+        if pickles:
+            raise SourceError(
+                f"{source} has its weights only as a pickle, which can run code when it is read",
+                got=pickles,
+                allowed="*.safetensors",
+                fix="If you trust it, add --allow-pickle.",
+            )
+        raise SourceError(f"{source} holds no weights", allowed="*.safetensors")
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            location,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+            use_safetensors=None if options.allow_pickle else True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise SourceError(f"cannot load the weights of {source} ({_first_line(error)})") from error
+    if missing := sorted(info["missing_keys"]):
+        raise SourceError(
+            f"{source} lacks {len(missing)} of the tensors that a {type(model).__name__} needs",
+            got=f"{missing[0]} and others missing" if len(missing) > 1 else f"{missing[0]} missing",
+            fix="A checkpoint whose head is missing would score at random; use one that was trained as a cross-encoder.",
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def _read_scoring(location: str, config: PretrainedConfig, options: SourceOptions) -> Scoring:
+    count = int(config.num_labels)
+    names = config.id2label or {}
+    labels = tuple(str(names.get(i, f"LABEL_{i}")) for i in range(count))
+    label = options.ranking_label
+    if label is None and count <= 2:
+        label = count - 1  # of two labels the second means "relevant", as in monoBERT
+    if label is not None and not 0 <= label < count:
+        raise SourceError("there is no such ranking label", got=label, allowed=f"0 to {count - 1} ({', '.join(labels)})")
+    activation = options.activation or _read_activation(location, config, count)
+    return Scoring(labels=labels, activation=activation, ranking_label=label)
+
+
+def _read_activation(location: str, config: PretrainedConfig, labels: int) -> Activation:
+    """The activation that sentence-transformers would apply, whichever generation of it wrote the config."""
+    folder = _read_json(Path(location) / "config_sentence_transformers.json")
+    newest = folder.get("activation_fn") if isinstance(folder, dict) else None
+    newer = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+    older = getattr(config, "sbert_ce_default_activation_function", None)
+    named: Any = newest or newer or older
+    if named is None:
+        # What sentence-transformers does where the config is silent.
+        return Activation.SIGMOID if labels == 1 else Activation.IDENTITY
+    known = _ACTIVATIONS.get(str(named).rpartition(".")[2])
+    if known is None:
+        raise SourceError(
+            "the checkpoint applies an activation that crossforge does not know",
+            got=named,
+            allowed=", ".join(_ACTIVATIONS),
+            fix="Name one with --activation.",
+        )
+    return known
+
+
+def _read_truncation(
+    source: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, options: SourceOptions
+) -> Truncation:
+    limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < _LARGEST_PLAUSIBLE_LENGTH else []
+    if (positions := _usable_positions(config)) is not None:
+        limits.append(positions)
+    if options.max_length is not None:
+        limits = limits or [options.max_length]
+    if not limits:
+        raise SourceError(f"{source} does not say how long a pair may be", fix="Say it with --max-length.")
+    longest = min(limits)
+    max_length = options.max_length or longest
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    if not special + 2 <= max_length <= longest:
+        raise SourceError(f"max_length does not suit {source}", got=max_length, allowed=f"{special + 2} to {longest}")
+    room = max_length - special - 1
+    query_max_length = options.query_max_length or min(DEFAULT_QUERY_MAX_LENGTH, max(1, room // 2))
+    if not 0 < query_max_length <= room:
+        raise SourceError("query_max_length leaves no room for a passage", got=query_max_length, allowed=f"1 to {room}")
+    side = TruncationSide(str(getattr(tokenizer, "truncation_side", "right")))
+    return Truncation(max_length=max_length, query_max_length=query_max_length, side=side)
+
+
+def _usable_positions(config: PretrainedConfig) -> int | None:
+    """Tokens that the position embeddings reach; None where positions are relative and without a table."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    if getattr(config, "model_type", "") in _COUNTS_POSITIONS_FROM_PADDING:
+        return positions - int(config.pad_token_id or 0) - 1
+    return positions
+
+
+_COUNTS_POSITIONS_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"})
+"""Families whose first token sits at position ``pad_token_id + 1``, so that 514 positions hold 512 tokens."""
+
+
+def _public_name(source: str) -> str:
+    path = Path(source).expanduser()
+    return path.resolve().name if path.is_dir() else source
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+class _quiet_transformers:  # noqa: N801
+    """Keep transformers' log to errors: what it warns of is checked here and raised."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._before = logging.get_verbosity()
+        logging.set_verbosity_error()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._before)
