@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
 from crossforge.export.onnx import EXTERNAL_DATA_THRESHOLD_BYTES, export_onnx, opset_of, save_onnx
-from crossforge.export.pairs import builtin_pairs, flatten
+from crossforge.export.pairs import flatten, verification_pairs
 from crossforge.export.parity import GATES, Gate, compare_logits, reference_logits
 from crossforge.export.passes import quantize_int8_dynamic
 from crossforge.export.source import LoadedSource, SourceOptions, load_source
@@ -60,6 +60,8 @@ class ExportOptions:
     precisions: tuple[Precision, ...] = SUPPORTED_PRECISIONS
     source: SourceOptions = field(default_factory=SourceOptions)
     gates: Mapping[Precision, Gate] = field(default_factory=lambda: GATES)
+    enforce_gates: bool = True
+    """False writes variants that fail too; their manifest entry says so, and ``auto`` never takes them."""
     external_data_threshold_bytes: int = EXTERNAL_DATA_THRESHOLD_BYTES
 
     def __post_init__(self) -> None:
@@ -74,7 +76,7 @@ def export_bundle(
 ) -> Manifest:
     """Export a cross-encoder, quantize it, prove that its ranking survived, and write a bundle.
 
-    The float32 graph is compared with PyTorch and every other variant with the float32 graph, on the built-in pairs,
+    The float32 graph is compared with PyTorch and every other variant with the float32 graph, on the verification pairs,
     through the runtime's own tokenizer, batches and session.
 
     Args:
@@ -113,7 +115,7 @@ class _Export:
         self._options = options
         self._folder = folder
         self._progress = progress
-        self._records = builtin_pairs()
+        self._records = verification_pairs()
         self._variants: dict[Precision, Variant] = {}
 
     def run(self) -> Manifest:
@@ -172,7 +174,7 @@ class _Export:
         )
         size_bytes = sum(file.stat().st_size for file in files)
         stage.note = f"{size_bytes / 1e6:.1f} MB; {describe_parity(parity)}"
-        if not parity.passed:
+        if not parity.passed and self._options.enforce_gates:
             raise GateError(
                 f"the {precision} variant does not rank like {against}",
                 got=describe_parity(parity),
@@ -194,7 +196,7 @@ class _Export:
         return logits
 
     def _run(self, path: Path, tokenizer: PairTokenizer, stage: Stage) -> Floats:
-        """Logits of a model file on the built-in pairs, float32 [pairs, labels]."""
+        """Logits of a model file on the verification pairs, float32 [pairs, labels]."""
         labels = len(self._loaded.scoring.labels)
         pairs = tokenizer.encode_pairs(flatten(self._records))
         workers = usable_cores()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 
 from crossforge.runtime.records import QueryRecord, read_run
@@ -12,6 +13,24 @@ from crossforge.runtime.records import QueryRecord, read_run
 def builtin_pairs() -> list[QueryRecord]:
     """24 queries with 10 passages each: many domains, several languages, lengths from a line to a page."""
     return _read("pairs.jsonl")
+
+
+def verification_pairs() -> list[QueryRecord]:
+    """The half that verdicts rest on: 12 queries, each with its own 10 passages and the 10 of another query.
+
+    The other passages make the ten best a choice among twenty. The remaining half is left for calibration, so that what
+    a variant is tuned on never judges it.
+    """
+    half = builtin_pairs()[::2]
+    return [
+        replace(record, passages=record.passages + other.passages)
+        for record, other in zip(half, [*half[1:], half[0]], strict=True)
+    ]
+
+
+def calibration_pairs() -> list[QueryRecord]:
+    """The half that may be tuned on; shares no text with :func:`verification_pairs`."""
+    return builtin_pairs()[1::2]
 
 
 def berlin() -> QueryRecord:

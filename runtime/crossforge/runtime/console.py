@@ -82,7 +82,6 @@ class TerminalProgress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
             )
             with Bars(*columns, console=err, transient=True) as bars:
                 stage: Stage = _BarStage(bars, name)

@@ -1,0 +1,55 @@
+# `make demo` and `make test` are all that a newcomer needs; each installs what it lacks into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test test-quick check format bench clean
+help:
+	@echo "make demo        export, quantize, verify and rank with the embedded model"
+	@echo "make test        every test"
+	@echo "make test-quick  every test but the slow ones"
+	@echo "make check       format, lint, types, import floors"
+	@echo "make format      rewrite the source in its format"
+	@echo "make bench       compare with sentence-transformers; cold start and memory"
+
+demo: $(VENV)/.demo-installed
+	$(BIN)/crossforge demo
+
+test: $(VENV)/.dev-installed
+	$(BIN)/pytest
+
+test-quick: $(VENV)/.dev-installed
+	$(BIN)/pytest -m "not slow"
+
+check: $(VENV)/.dev-installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev-installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev-installed
+	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/cold_start.py
+
+# torch goes first and by its exact version, so that nothing else chooses a build of it.
+$(VENV)/.demo-installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "crossforge needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 3; }
+	@echo "Installing into $(VENV) (a minute or two the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) -e ".[cpu,export,demo]"
+	@touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.demo-installed
+	@echo "Installing the test tools into $(VENV)"
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo-bundle build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

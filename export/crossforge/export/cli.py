@@ -1,0 +1,225 @@
+"""Commands that make and judge a bundle (``export``, ``evaluate``, ``demo``), and the entry point of them all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from crossforge.profiles import Activation, InputError, Manifest, Precision
+from crossforge.runtime.cli import BundleArgument, ProviderOption
+from crossforge.runtime.cli import app as runtime_app
+from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json
+
+app = typer.Typer(
+    name="crossforge",
+    help="Cross-encoder rerankers in production: exported, quantized, proven to rank the same, and served fast.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_DEMO_BUNDLE = Path("demo-bundle")
+
+
+@app.command()
+@handles_errors
+def export(
+    source: Annotated[str, typer.Argument(help="A model folder, a hub id, or the word demo.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="The folder to write; a bundle there is replaced.", show_default=False)],
+    precision: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "fp32,int8",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a pair.", show_default="the model's limit")] = None,
+    query_max_length: Annotated[
+        int | None, typer.Option(help="Tokens that a query keeps; the passage gives way.", show_default="64")
+    ] = None,
+    activation: Annotated[
+        Activation | None, typer.Option(help="What predict() applies.", show_default="as the checkpoint says")
+    ] = None,
+    ranking_label: Annotated[
+        int | None, typer.Option(help="The label that ranks.", show_default="the last of one or two")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="The hub's branch, tag or commit.", show_default=False)] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+    ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read weights from pickles, which can run code.")
+    ] = False,
+    no_gate: Annotated[
+        bool, typer.Option("--no-gate", help="Write variants that rank differently too, marked as failed.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Export a cross-encoder to ONNX, quantize it, and prove that its ranking survived."""
+    from crossforge.export.exporter import ExportOptions, export_bundle
+    from crossforge.export.source import SourceOptions
+
+    options = ExportOptions(
+        precisions=_parse_precisions(precision),
+        source=SourceOptions(
+            revision=revision,
+            max_length=max_length,
+            query_max_length=query_max_length,
+            activation=activation,
+            ranking_label=ranking_label,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        ),
+        enforce_gates=not no_gate,
+    )
+    manifest = export_bundle(source, bundle, options, progress=TerminalProgress())
+    if as_json:
+        print_json({"bundle": str(bundle), "variants": _variants_document(manifest)})
+        return
+    out.print(f"Wrote [bold]{escape(str(bundle))}[/]. Next: crossforge rank {escape(str(bundle))} -q QUERY --passages FILE")
+
+
+@app.command()
+@handles_errors
+def evaluate(
+    bundle: BundleArgument,
+    run: Annotated[
+        Path, typer.Option(help='JSON lines of {"qid", "query", "passages": [{"id", "text"}]}.', show_default=False)
+    ],
+    qrels: Annotated[Path, typer.Option(help="Judgements in TREC format.", show_default=False)],
+    precision: Annotated[str | None, typer.Option(help="Variants, separated by commas.", show_default="all")] = None,
+    min_relevance: Annotated[int, typer.Option(help="Lowest grade that MRR and recall count as relevant.")] = 1,
+    provider: ProviderOption = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Measure nDCG@10, MRR@10 and recall@100 of a bundle's variants, side by side."""
+    from crossforge.export.evaluation import Quality, evaluate_bundle
+
+    evaluation = evaluate_bundle(
+        bundle,
+        run,
+        qrels,
+        precisions=None if precision is None else _parse_precisions(precision),
+        min_relevance=min_relevance,
+        provider=provider,
+        progress=TerminalProgress(),
+    )
+
+    def figures(quality: Quality) -> dict[str, float]:
+        return {"ndcg@10": quality.ndcg_at_10, "mrr@10": quality.mrr_at_10, "recall@100": quality.recall_at_100}
+
+    if as_json:
+        print_json(
+            {
+                "queries": evaluation.queries,
+                "unjudged_queries": evaluation.unjudged_queries,
+                "pairs": evaluation.pairs,
+                "first_stage": figures(evaluation.first_stage),
+                "variants": {
+                    name: {**figures(v.quality), "kendall_tau": v.kendall_tau, "pairs_per_s": v.pairs_per_s}
+                    for name, v in evaluation.variants.items()
+                },
+            }
+        )
+        return
+    table = Table("", "nDCG@10", "MRR@10", "recall@100", "Kendall tau", "pairs/s", box=None)
+    rows = [("first stage", evaluation.first_stage, "-", "-")]
+    for name, variant in evaluation.variants.items():
+        tau = "-" if variant.kendall_tau is None else f"{variant.kendall_tau:.4f}"
+        rows.append((name, variant.quality, tau, f"{variant.pairs_per_s:.0f}"))
+    for label, quality, tau, rate in rows:
+        table.add_row(label, *(f"{value:.4f}" for value in figures(quality).values()), tau, rate)
+    out.print(table)
+    first = next(iter(evaluation.variants))
+    out.print(f"{evaluation.queries} queries, {evaluation.pairs} pairs; Kendall tau against {first}.")
+    if evaluation.unjudged_queries:
+        out.print(f"{evaluation.unjudged_queries} queries of the run have no judgement and were left out.")
+
+
+@app.command()
+@handles_errors
+def demo(
+    bundle: Annotated[Path, typer.Option(help="Where the bundle is written.")] = DEFAULT_DEMO_BUNDLE,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Go the whole way on the embedded model: export, quantize, verify, rank, measure. Needs no model hub."""
+    from crossforge.export.showcase import run_demo
+
+    shown = run_demo(bundle, progress=TerminalProgress())
+    if as_json:
+        document = {
+            name: {**entry, "pairs_per_s": shown.pairs_per_s[name]}
+            for name, entry in _variants_document(shown.manifest).items()
+        }
+        results = [{"corpus_id": row.corpus_id, "score": row.score, "text": row.text} for row in shown.results]
+        print_json({"variants": document, "query": shown.record.query, "results": results, "precision": shown.precision})
+        return
+    out.print()
+    out.print(f'[bold]"{shown.record.query}"[/] ranked by {shown.precision}:')
+    table = Table("#", "score", Column("passage", no_wrap=True, overflow="ellipsis"), box=None, pad_edge=False)
+    for position, row in enumerate(shown.results, start=1):
+        table.add_row(str(position), f"{row.score:.2f}", escape(row.text))
+    out.print(table)
+    out.print()
+    summary = Table("variant", "MB", "pairs/s", "Kendall tau", "top-10 overlap", box=None, pad_edge=False)
+    for name, entry in _variants_document(shown.manifest).items():
+        parity = shown.manifest.variants[name].parity
+        summary.add_row(
+            name,
+            f"{int(str(entry['size_bytes'])) / 1e6:.1f}",
+            f"{shown.pairs_per_s[name]:.0f}",
+            f"{parity.kendall_tau:.4f} (against {parity.reference})",
+            f"{parity.top10_overlap:.3f}",
+        )
+    out.print(summary)
+    out.print()
+    out.print(f"The bundle is in [bold]{escape(str(bundle))}[/]. Try:")
+    out.print(
+        f'  crossforge score {escape(str(bundle))} -q "capital of France" -p "Paris is the capital." -p "Lyon is a city."'
+    )
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        import importlib.metadata
+
+        typer.echo(f"crossforge {importlib.metadata.version('crossforge')}")
+        raise typer.Exit
+
+
+app.add_typer(runtime_app)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); leave without a traceback when Python flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def _parse_precisions(text: str) -> tuple[Precision, ...]:
+    try:
+        return tuple(dict.fromkeys(Precision(name.strip()) for name in text.split(",")))
+    except ValueError:
+        raise InputError("unknown precision", got=repr(text), allowed=", ".join(Precision)) from None
+
+
+def _variants_document(manifest: Manifest) -> dict[Precision, dict[str, object]]:
+    """What ``--json`` says of each variant."""
+    return {
+        precision: {
+            "path": variant.path,
+            "size_bytes": sum(manifest.files[name].size_bytes for name in variant.files),
+            "parity": variant.parity,
+        }
+        for precision, variant in manifest.variants.items()
+    }

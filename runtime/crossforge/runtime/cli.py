@@ -1,0 +1,265 @@
+"""Commands that run a bundle: ``score``, ``rank``, ``inspect``, ``verify``, ``doctor``."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from crossforge.profiles import Activation, DeploymentProfile, InputError
+from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
+
+if TYPE_CHECKING:
+    from crossforge.runtime.reranker import Reranker
+
+app = typer.Typer(add_completion=False)
+
+BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda or cpu.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bundle.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
+DeploymentOption = Annotated[Path | None, typer.Option(help="A deployment profile (TOML).", show_default=False)]
+QueryOption = Annotated[str | None, typer.Option("--query", "-q", help="The query.", show_default=False)]
+
+
+class RankFormat(StrEnum):
+    """How a ranking is printed."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    TREC = "trec"
+
+
+@app.command()
+@handles_errors
+def score(
+    bundle: BundleArgument,
+    query: QueryOption = None,
+    passage: Annotated[
+        list[str] | None, typer.Option("--passage", "-p", help="A passage; may be repeated.", show_default=False)
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help='JSON lines of {"query", "passage"}; - is standard input.', show_default=False)
+    ] = None,
+    activation: Annotated[
+        Activation | None, typer.Option(help="Apply this to the logits.", show_default="none: raw relevance")
+    ] = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = "auto",
+    strict: StrictOption = False,
+    deployment: DeploymentOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Score pairs: raw relevance, in the order given."""
+    from crossforge.runtime.records import read_pairs
+    from crossforge.runtime.reranker import Reranker
+
+    if (pairs is None) == (query is None):
+        raise InputError("nothing to score", allowed="either --query with --passage, or --pairs FILE")
+    if pairs is not None and passage:
+        raise InputError("--passage needs --query", got="--pairs", allowed="one of the two ways")
+    texts = read_pairs(pairs) if pairs is not None else [(query or "", text) for text in passage or ()]
+    with Reranker.load(
+        bundle, provider=provider, precision=precision, strict=strict, deployment=_read_deployment(deployment)
+    ) as reranker:
+        _say_what_runs(reranker)
+        scored = reranker.score_pairs(texts)
+        scores = reranker.relevance(scored.logits, activation=activation)
+        used = {"provider": reranker.session.provider, "precision": reranker.precision}
+    if as_json:
+        cut = {"truncated": scored.truncated.tolist(), "query_truncated": scored.query_truncated.tolist()}
+        print_json({"scores": scores.tolist(), **cut, **used})
+        return
+    _say_what_was_cut(int(scored.truncated.sum()), len(texts))
+    for value, (_, text) in zip(scores.tolist(), texts, strict=True):
+        out.print(f"{value:.6f}\t{escape(_one_line(text))}")
+
+
+@app.command()
+@handles_errors
+def rank(
+    bundle: BundleArgument,
+    query: Annotated[str, typer.Option("--query", "-q", help="The query.", show_default=False)],
+    passages: Annotated[
+        Path,
+        typer.Option(
+            help='A passage a line, or .jsonl with {"id", "text"} a line; - is standard input.', show_default=False
+        ),
+    ],
+    top_k: Annotated[int | None, typer.Option(help="Only the best.", show_default="all")] = None,
+    output: Annotated[RankFormat, typer.Option("--format", help="How to print.")] = RankFormat.TABLE,
+    qid: Annotated[str, typer.Option(help="The query's id in TREC output.")] = "q1",
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = "auto",
+    strict: StrictOption = False,
+    deployment: DeploymentOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Rank passages against a query, best first."""
+    from crossforge.runtime.records import read_passages
+    from crossforge.runtime.reranker import Reranker
+
+    items = read_passages(passages)
+    with Reranker.load(
+        bundle, provider=provider, precision=precision, strict=strict, deployment=_read_deployment(deployment)
+    ) as reranker:
+        _say_what_runs(reranker)
+        ranked = reranker.rank(query, [item.text for item in items], top_k=top_k)
+        used = {"provider": reranker.session.provider, "precision": reranker.precision}
+    rows = [
+        {
+            "corpus_id": row.corpus_id,
+            "id": items[row.corpus_id].id,
+            "score": row.score,
+            "text": row.text,
+            "truncated": row.truncated,
+        }
+        for row in ranked
+    ]
+    if as_json:
+        print_json({"query": query, "results": rows, **used})
+        return
+    _say_what_was_cut(sum(row.truncated for row in ranked), len(ranked))
+    if output is RankFormat.TABLE:
+        table = Table("#", "score", "id", Column("passage", no_wrap=True, overflow="ellipsis"), box=None, pad_edge=False)
+        for position, row in enumerate(rows, start=1):
+            table.add_row(str(position), f"{row['score']:.3f}", str(row["id"]), escape(_one_line(str(row["text"]))))
+        out.print(table)
+        return
+    for position, row in enumerate(rows, start=1):
+        line = (
+            json.dumps(row, ensure_ascii=False)
+            if output is RankFormat.JSONL
+            else f"{qid} Q0 {row['id']} {position} {row['score']:.6f} crossforge"
+        )
+        typer.echo(line)
+
+
+@app.command()
+@handles_errors
+def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
+    """Show what a bundle is."""
+    from crossforge.profiles.jsonio import encode
+    from crossforge.runtime.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    if as_json:
+        print_json(encode(manifest))
+        return
+    scoring, truncation = manifest.scoring, manifest.truncation
+    facts = {
+        "source": manifest.source.id + (f" at {manifest.source.revision}" if manifest.source.revision else ""),
+        "architecture": manifest.architecture,
+        "inputs": ", ".join(manifest.input_names),
+        "pair": f"up to {truncation.max_length} tokens; the query keeps {truncation.query_max_length}, "
+        f"the passage gives way on the {truncation.side}",
+        "labels": f"{', '.join(scoring.labels)}; ranks by "
+        + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
+        "activation": scoring.activation,
+        "golden pairs": str(len(manifest.golden)),
+        "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
+    }
+    for name, value in facts.items():
+        out.print(f"[bold]{name:<13}[/] {escape(value)}")
+    table = Table("variant", "MB", "against", "largest diff.", "Kendall tau", "top-10 overlap", "gate", box=None)
+    for precision, variant in manifest.variants.items():
+        parity = variant.parity
+        table.add_row(
+            precision,
+            f"{opened.size_bytes(precision) / 1e6:.1f}",
+            parity.reference,
+            f"{parity.max_abs_diff:.2g}",
+            "-" if parity.kendall_tau is None else f"{parity.kendall_tau:.4f}",
+            "-" if parity.top10_overlap is None else f"{parity.top10_overlap:.3f}",
+            "passed" if parity.passed else "[red]failed[/]",
+        )
+    out.print()
+    out.print(table)
+
+
+@app.command()
+@handles_errors
+def verify(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
+    """Check that a bundle still is what it was: every file's digest, every variant's golden scores."""
+    from crossforge.runtime.verification import verify_bundle
+
+    verification = verify_bundle(bundle, progress=TerminalProgress())
+    if as_json:
+        print_json(
+            {
+                "passed": verification.passed,
+                "damaged_files": verification.damaged_files,
+                "template_problem": verification.template_problem,
+                "variants": {v.precision: v for v in verification.variants},
+            }
+        )
+    else:
+        problems = [*verification.damaged_files, verification.template_problem, *(v.problem for v in verification.variants)]
+        for problem in problems:
+            if problem:
+                out.print(f"[red]✗[/] {escape(problem)}")
+        out.print("The bundle is what it was." if verification.passed else "[bold red]The bundle is not what it was.[/]")
+    if not verification.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+@handles_errors
+def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
+    """Show what this machine can run, and why not the rest."""
+    from crossforge.runtime.doctor import diagnose
+    from crossforge.runtime.machine import inspect_machine
+
+    machine = inspect_machine()
+    diagnosis = diagnose(machine)
+    if as_json:
+        print_json(diagnosis)
+    else:
+        cores = f"{machine.usable_cores} usable of {machine.total_cores} cores"
+        out.print(f"[bold]processor[/]  {escape(machine.cpu)}, {cores}")
+        out.print(f"[bold]vectors[/]    {', '.join(machine.instruction_sets) or 'unknown'}")
+        out.print(f"[bold]GPUs[/]       {escape(', '.join(machine.gpus) or machine.gpu_reason)}")
+        out.print(f"[bold]packages[/]   {', '.join(diagnosis.packages)}")
+        for extra, command in diagnosis.missing_extras.items():
+            out.print(f"[bold]not here[/]   extra {extra}: {escape(command)}")
+        out.print()
+        for state in diagnosis.providers:
+            mark = "[green]✓[/]" if state.available else "[red]✗[/]"
+            out.print(f"{mark} {state.name:<9} {escape(state.reason)}")
+        out.print()
+        for problem in diagnosis.problems:
+            out.print(f"[yellow]![/] {escape(problem)}")
+        if not diagnosis.problems:
+            out.print("No problems.")
+    if not any(state.available for state in diagnosis.providers):
+        raise typer.Exit(3)
+
+
+def _read_deployment(path: Path | None) -> DeploymentProfile | None:
+    return None if path is None else DeploymentProfile.from_toml(path)
+
+
+def _say_what_runs(reranker: Reranker) -> None:
+    if reranker.provider_plan and reranker.precision_choice:
+        why = "; ".join(reranker.precision_choice.reasons)
+        variant = f"{reranker.precision}" + (f" ({why})" if why else "")
+        err.print(f"[dim]{escape(f'{variant} on {reranker.provider_plan.explain()}')}[/]")
+
+
+def _say_what_was_cut(count: int, total: int) -> None:
+    if count:
+        err.print(
+            f"[yellow]Warning:[/] {count} of {total} pairs were too long for the model and were cut (--json says which)"
+        )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
