@@ -9,12 +9,20 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from crossforge.profiles import Activation, InputError, Manifest, Precision
 from crossforge.runtime.cli import BundleArgument, ProviderOption
 from crossforge.runtime.cli import app as runtime_app
-from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json
+from crossforge.runtime.console import (
+    DebugOption,
+    JsonOption,
+    TerminalProgress,
+    handles_errors,
+    out,
+    print_json,
+    print_ranking,
+)
 
 app = typer.Typer(
     name="crossforge",
@@ -159,10 +167,7 @@ def demo(
         return
     out.print()
     out.print(f'[bold]"{shown.record.query}"[/] ranked by {shown.precision}:')
-    table = Table("#", "score", Column("passage", no_wrap=True, overflow="ellipsis"), box=None, pad_edge=False)
-    for position, row in enumerate(shown.results, start=1):
-        table.add_row(str(position), f"{row.score:.2f}", escape(row.text))
-    out.print(table)
+    print_ranking((row.score, shown.record.passages[row.corpus_id].id, row.text) for row in shown.results)
     out.print()
     summary = Table("variant", "MB", "pairs/s", "Kendall tau", "top-10 overlap", box=None, pad_edge=False)
     for name, entry in _variants_document(shown.manifest).items():

@@ -27,6 +27,8 @@ DEFAULT_QUERY_MAX_LENGTH = 64
 """monoBERT's contract (Nogueira and Cho, 2019); used where the source says nothing."""
 _LARGEST_PLAUSIBLE_LENGTH = 1_000_000
 """Above this a tokenizer's model_max_length is a placeholder for "unknown"."""
+_ALLOWED_SOURCES = "a model folder, a hub id, or the word demo"
+_HUB_TIMEOUT_S = 10.0
 _HEAD = "ForSequenceClassification"
 _ACTIVATIONS = {
     "Identity": Activation.IDENTITY,
@@ -81,7 +83,7 @@ def load_source(source: str, options: SourceOptions | None = None) -> LoadedSour
         import transformers
     except ImportError as error:
         raise MissingPackageError("torch and transformers", extra="export", purpose="Exporting") from error
-    location = _locate(source)
+    location = _locate(source, options.revision)
     with _quiet_transformers():
         config = _load_config(source, location, options)
         _refuse_other_models(source, location, config)
@@ -120,7 +122,7 @@ def digest_weights(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _locate(source: str) -> str:
+def _locate(source: str, revision: str | None) -> str:
     if source == DEMO:
         return str(materialize_demo_model())
     path = Path(source).expanduser()
@@ -129,10 +131,34 @@ def _locate(source: str) -> str:
             raise SourceError(f"the folder {source} holds no model: it has no config.json")
         return str(path)
     if path.exists():
-        raise SourceError(f"{source} is a file", allowed="a model folder, a hub id, or the word demo")
+        raise SourceError(f"{source} is a file", allowed=_ALLOWED_SOURCES)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith((".", "-")):
-        raise SourceError(f"there is no folder {source}", allowed="a model folder, a hub id, or the word demo")
+        raise SourceError(f"there is no folder {source}", allowed=_ALLOWED_SOURCES)
+    _ask_hub(source, revision)
     return source
+
+
+def _ask_hub(source: str, revision: str | None) -> None:
+    """Ask the hub once for a model that is not in its cache: loading would ask for half a minute before it gave up."""
+    from huggingface_hub import model_info, try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
+        return
+    try:
+        model_info(source, revision=revision, timeout=_HUB_TIMEOUT_S)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise SourceError(
+            f"there is no folder {source}, and the hub has no such model{at} that you may read", allowed=_ALLOWED_SOURCES
+        ) from error
+    except OSError as error:  # no network, offline mode, a timeout, an HTTP error
+        raise SourceError(
+            f"there is no folder {source}, and no model hub answers",
+            got=type(error).__name__,
+            allowed=_ALLOWED_SOURCES,
+            fix="Check the connection, or give a local folder.",
+        ) from error
 
 
 def _load_config(source: str, location: str, options: SourceOptions) -> PretrainedConfig:
@@ -152,7 +178,7 @@ def _load_config(source: str, location: str, options: SourceOptions) -> Pretrain
         raise SourceError(
             f"{source} is neither a folder here nor a model that the hub answers for",
             got=_first_line(error),
-            allowed="a model folder, a hub id, or the word demo",
+            allowed=_ALLOWED_SOURCES,
         ) from error
     return config
 

@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from crossforge.profiles import Activation, DeploymentProfile, InputError
-from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
+from crossforge.runtime.console import (
+    DebugOption,
+    JsonOption,
+    TerminalProgress,
+    err,
+    handles_errors,
+    out,
+    print_json,
+    print_ranking,
+)
 
 if TYPE_CHECKING:
     from crossforge.runtime.reranker import Reranker
@@ -128,10 +137,7 @@ def rank(
         return
     _say_what_was_cut(sum(row.truncated for row in ranked), len(ranked))
     if output is RankFormat.TABLE:
-        table = Table("#", "score", "id", Column("passage", no_wrap=True, overflow="ellipsis"), box=None, pad_edge=False)
-        for position, row in enumerate(rows, start=1):
-            table.add_row(str(position), f"{row['score']:.3f}", str(row["id"]), escape(_one_line(str(row["text"]))))
-        out.print(table)
+        print_ranking((row.score, items[row.corpus_id].id, row.text) for row in ranked)
         return
     for position, row in enumerate(rows, start=1):
         line = (

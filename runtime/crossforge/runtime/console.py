@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column, Table
 
 from crossforge.profiles import CrossforgeError, CrossforgeWarning
 from crossforge.profiles.jsonio import encode
@@ -37,6 +38,22 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 def print_json(document: object) -> None:
     """Print dataclasses and plain values as one JSON document on stdout."""
     sys.stdout.write(json.dumps(encode(document), indent=2, ensure_ascii=False) + "\n")
+
+
+def print_ranking(rows: Iterable[tuple[float, str, str]]) -> None:
+    """Print a ranking, best first, from (score, id, text); a text that is too wide for the terminal is cut."""
+    table = Table(
+        Column("#", no_wrap=True, justify="right"),
+        Column("score", no_wrap=True, justify="right"),
+        Column("id", no_wrap=True),
+        Column("passage", no_wrap=True, overflow="ellipsis", ratio=1),
+        box=None,
+        pad_edge=False,
+        expand=True,
+    )
+    for position, (score, id_, text) in enumerate(rows, start=1):
+        table.add_row(str(position), f"{score:.3f}", escape(id_), escape(" ".join(text.split())))
+    out.print(table)
 
 
 def handles_errors(command: Callable[P, R]) -> Callable[P, R]:
