@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from dataclasses import dataclass
@@ -78,12 +79,12 @@ def load_source(source: str, options: SourceOptions | None = None) -> LoadedSour
         MissingPackageError: The ``export`` extra is not installed.
     """
     options = options or SourceOptions()
-    try:
-        import torch  # noqa: F401
-        import transformers
-    except ImportError as error:
-        raise MissingPackageError("torch and transformers", extra="export", purpose="Exporting") from error
-    location = _locate(source, options.revision)
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackageError(package, extra="export", purpose="Exporting")
+    location = _locate(source, options.revision)  # before the slow import: a typing error should not take seconds
+    import transformers
+
     with _quiet_transformers():
         config = _load_config(source, location, options)
         _refuse_other_models(source, location, config)

@@ -1,0 +1,44 @@
+"""What the benchmark scripts share: real pairs where there are some, and a bundle of the embedded model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossforge.export.demo import materialize_demo_model
+from crossforge.export.exporter import export_bundle
+from crossforge.export.pairs import builtin_pairs
+from crossforge.runtime.console import TerminalProgress
+from crossforge.runtime.records import QueryRecord, read_run
+
+ROOT = Path(__file__).resolve().parent.parent
+DL19 = ROOT.parent / "shared" / "data" / "trec-dl19"
+BUNDLE = ROOT / "build" / "bench-bundle"
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    records: list[QueryRecord]
+    qrels: Path | None
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(record.query, passage.text) for record in self.records for passage in record.passages]
+
+
+def workload(queries: int | None = None) -> Workload:
+    """TREC DL 2019 passages where they are at hand, else the built-in pairs."""
+    if DL19.is_dir():
+        return Workload("TREC DL19, BM25 top 100", read_run(DL19 / "bm25-top100.jsonl")[:queries], DL19 / "qrels.txt")
+    return Workload("built-in pairs", builtin_pairs()[:queries], None)
+
+
+def demo_bundle() -> Path:
+    """A fresh bundle of the embedded model, made by this tree's exporter."""
+    export_bundle("demo", BUNDLE, progress=TerminalProgress())
+    return BUNDLE
+
+
+def demo_checkpoint() -> Path:
+    return materialize_demo_model()
