@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ def staged_bundle(target: str | Path) -> Iterator[Path]:
     Raises:
         InputError: Something that is not a bundle stands at ``target``, or its parent cannot be written to.
     """
-    target = Path(target).absolute()
+    target = Path(target).resolve()  # a link stays, and what it points to is replaced
     refuse_other_content(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,7 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def _put_in_place(staging: Path, target: Path) -> None:
+    refuse_other_content(target)  # writing took a while, in which something may have come there
     if not target.exists():
         staging.rename(target)
         return
@@ -85,7 +87,7 @@ def _remove_leftovers(target: Path) -> None:
 
     An old bundle moved aside by an export that was killed between its two renames is put back.
     """
-    for leftover in target.parent.glob(f".{target.name}.*-*"):
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*-*"):
         prefix, _, process = leftover.name.rpartition("-")
         if not process.isdigit() or (int(process) != os.getpid() and _is_alive(int(process))):
             continue

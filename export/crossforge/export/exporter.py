@@ -262,7 +262,7 @@ class _Export:
 _INT8_SETTINGS: dict[str, str | int | float | bool] = {
     "method": "dynamic",
     "weights": "int8, symmetric, one scale a column",
-    "activations": "uint8, symmetric around 128, one scale a token",
+    "activations": "uint8, one scale a token",
     "embeddings": "int8, symmetric, one scale a row",
 }
 

@@ -64,11 +64,12 @@ def save_onnx(
         The files written: ``path``, and ``path`` + ``_data`` where the weights went there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    data = path.with_name(path.name + "_data")
+    data.unlink(missing_ok=True)  # onnx appends to a data file that is there
     weight_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if weight_bytes < external_data_threshold_bytes:
         onnx.save_model(model, str(path))
         return [path]
-    data = path.with_name(path.name + "_data")
     copy = ModelProto()
     copy.CopyFrom(model)  # saving moves the weights out of the message that it is given
     onnx.save_model(copy, str(path), save_as_external_data=True, location=data.name, size_threshold=1024)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 
 from crossforge.export.pairs import digest_pairs, flatten
 from crossforge.profiles import ParityReport, Precision
@@ -69,13 +70,15 @@ def compare_logits(
         name: What the reference is called.
         gate: Decides ``passed``.
     """
-    difference = np.abs(reference.astype(np.float64) - variant)
+    with np.errstate(invalid="ignore"):  # where infinities meet; the gate refuses them
+        difference = np.abs(reference.astype(np.float64) - variant)
     max_abs_diff = float(difference.max(initial=0.0))
     taus: list[float] = []
     top1: list[bool] = []
     top10: list[float] = []
     if ranking_label is not None:
-        a, b = relevance(reference, ranking_label), relevance(variant, ranking_label)
+        with np.errstate(invalid="ignore"):
+            a, b = relevance(reference, ranking_label), relevance(variant, ranking_label)
         start = 0
         for record in records:
             rows = slice(start, start + len(record.passages))
@@ -119,33 +122,37 @@ def reference_logits(source: LoadedSource, records: Sequence[QueryRecord]) -> Fl
     import torch
 
     pairs = flatten(records)
-    queries = _cut_queries(source, [query for query, _ in pairs])
+    tokenizer = source.tokenizer
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     logits = np.empty((len(pairs), len(source.scoring.labels)), dtype=np.float32)
     with torch.inference_mode():
         for start in range(0, len(order), _REFERENCE_BATCH):
             rows = order[start : start + _REFERENCE_BATCH]
-            inputs = source.tokenizer(
-                [queries[i] for i in rows],
-                [pairs[i][1] for i in rows],
-                truncation="only_second",
-                max_length=source.truncation.max_length,
-                padding=True,
-                return_tensors="pt",
-            )
-            logits[rows] = source.model(**inputs).logits.float().numpy()
+            encodings = [_encode(source, *pairs[i]) for i in rows]
+            longest = max(map(len, encodings))
+            for encoding in encodings:
+                encoding.pad(longest, pad_id=tokenizer.pad_token_id or 0)
+            inputs = {
+                "input_ids": [encoding.ids for encoding in encodings],
+                "attention_mask": [encoding.attention_mask for encoding in encodings],
+                "token_type_ids": [encoding.type_ids for encoding in encodings],
+            }
+            read = {name: torch.tensor(ids) for name, ids in inputs.items() if name in tokenizer.model_input_names}
+            logits[rows] = source.model(**read).logits.float().numpy()
     return logits
 
 
-def _cut_queries(source: LoadedSource, queries: Sequence[str]) -> list[str]:
-    """Queries shortened to the contract's length, as text, so that the tokenizer can be left to itself afterwards."""
-    cut: dict[str, str] = {}
-    for query in set(queries):
-        encoding = source.tokenizer(query, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = encoding["offset_mapping"]
-        keep = source.truncation.query_max_length
-        cut[query] = query if len(offsets) <= keep else query[: offsets[keep - 1][1]]
-    return [cut[query] for query in queries]
+def _encode(source: LoadedSource, query: str, passage: str) -> Encoding:
+    """A pair as the tokenizer's post-processor joins it, after each text was cut, by tokens, to what the contract keeps."""
+    backend, truncation = source.tokenizer.backend_tokenizer, source.truncation
+    first: Encoding = backend.encode(query, add_special_tokens=False)
+    first.truncate(truncation.query_max_length, direction=truncation.side)
+    second: Encoding = backend.encode(passage, add_special_tokens=False)
+    room = truncation.max_length - len(first) - backend.num_special_tokens_to_add(is_pair=True)
+    second.truncate(room, direction=truncation.side)
+    return backend.post_process(first, second)
 
 
 def _best_first(scores: Floats) -> NDArray[np.intp]:

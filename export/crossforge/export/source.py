@@ -281,12 +281,14 @@ def _read_truncation(
     if not limits:
         raise SourceError(f"{source} does not say how long a pair may be", fix="Say it with --max-length.")
     longest = min(limits)
-    max_length = options.max_length or longest
+    max_length = longest if options.max_length is None else options.max_length
     special = tokenizer.num_special_tokens_to_add(pair=True)
     if not special + 2 <= max_length <= longest:
         raise SourceError(f"max_length does not suit {source}", got=max_length, allowed=f"{special + 2} to {longest}")
     room = max_length - special - 1
-    query_max_length = options.query_max_length or min(DEFAULT_QUERY_MAX_LENGTH, max(1, room // 2))
+    query_max_length = options.query_max_length
+    if query_max_length is None:
+        query_max_length = min(DEFAULT_QUERY_MAX_LENGTH, max(1, room // 2))
     if not 0 < query_max_length <= room:
         raise SourceError("query_max_length leaves no room for a passage", got=query_max_length, allowed=f"1 to {room}")
     side = TruncationSide(str(getattr(tokenizer, "truncation_side", "right")))

@@ -12,7 +12,8 @@ word embeddings are stored as int8 with one scale a row. Runs in ONNX Runtime (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from crossforge.export.onnx import opset_of
+from crossforge.export.passes import gelu
 from crossforge.export.passes.ranks import infer_ranks
 from crossforge.export.passes.result import PassResult
 from crossforge.profiles import InputError
 
 _MICROSOFT = "com.microsoft"
 _LEVELS = 127
-_MIDDLE = 128
 _SMALLEST_SCALE = 1e-12
 _EMBEDDING_ROWS = 1000
 """A lookup table with fewer rows (positions, segments) is not worth quantizing."""
@@ -71,6 +72,33 @@ def _check(model: ModelProto) -> None:
         raise InputError("the model is already quantized", got=", ".join(present), allowed="a float32 graph")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TokenCode:
+    """How the values of a token are laid on 0..255."""
+
+    name: str
+    zero_point: int
+    levels: int
+    """Steps between zero and the token's largest value."""
+    smallest_scale: float
+    signed: bool
+    """Whether the largest value is looked for among the magnitudes."""
+
+
+_SYMMETRIC = _TokenCode(name="symmetric", zero_point=128, levels=_LEVELS, smallest_scale=_SMALLEST_SCALE, signed=True)
+
+# GELU never goes below -0.17. With its zero at 24, 24 steps reach down there whenever a step is at least 0.17/24, and 231
+# are left for the positive side: nearly one bit more than the symmetric code has, and no pass over the magnitudes.
+_GELU_ZERO = 24
+_GELU = _TokenCode(
+    name="gelu",
+    zero_point=_GELU_ZERO,
+    levels=255 - _GELU_ZERO,
+    smallest_scale=-gelu.MINIMUM / _GELU_ZERO,
+    signed=False,
+)
+
+
 class _Rewriter:
     """Walks a graph once and writes it anew."""
 
@@ -80,6 +108,7 @@ class _Rewriter:
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
         self._ranks = infer_ranks(model)
         self._nodes: list[NodeProto] = []
+        self._gelu_outputs = gelu.find_gelu_outputs(model)
         self._quantized: dict[str, str] = {}  # activation -> prefix of its quantized form
         self._new: dict[str, TensorProto] = {}
         self.products = self.tables = 0
@@ -99,7 +128,7 @@ class _Rewriter:
         nodes = [*self._nodes]
         del self._graph.node[:]
         self._graph.node.extend(nodes)
-        used = {name for node in nodes for name in node.input} | {output.name for output in self._graph.output}
+        used = {*_names_read(nodes), *(output.name for output in self._graph.output)}
         kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
         del self._graph.initializer[:]
         self._graph.initializer.extend([*kept, *self._new.values()])
@@ -115,6 +144,7 @@ class _Rewriter:
         return (
             node.op_type == "Gather"
             and self._is_matrix(node.input[0])
+            and all(attribute.i == 0 for attribute in node.attribute)  # the axis, which is 0 where it is left out
             and self._weights[node.input[0]].dims[0] >= _EMBEDDING_ROWS
         )
 
@@ -126,48 +156,51 @@ class _Rewriter:
         activation, weight = node.input
         columns, scale = quantize_columns(numpy_helper.to_array(self._weights[weight]))
         out = node.output[0]
-        token = self._quantize_tokens(activation, inner=columns.shape[0])
+        code = _GELU if activation in self._gelu_outputs else _SYMMETRIC
+        token = self._quantize_tokens(activation, code, inner=columns.shape[0])
         integers = self._constant(f"{weight}_int8", columns)
         scales = self._constant(f"{weight}_scale", scale)
         one = self._constant("int8_one", np.asarray(1, np.float32))
-        middle = self._constant("int8_middle", np.asarray(_MIDDLE, np.uint8))
+        zero_point = self._constant(f"int8_{code.name}_zero_point", np.asarray(code.zero_point, np.uint8))
         zero = self._constant("int8_zero", np.asarray(0, np.int8))
         width = self._constant(f"int8_width_{columns.shape[1]}", np.asarray([columns.shape[1]], np.int64))
         # The engine's product takes one activation scale; the token's own is applied to the float result.
         self._add(
-            "MatMulIntegerToFloat", [f"{token}_q", integers, one, scales, middle, zero], f"{out}_unscaled", domain=_MICROSOFT
+            "MatMulIntegerToFloat",
+            [f"{token}_q", integers, one, scales, zero_point, zero],
+            f"{out}_unscaled",
+            domain=_MICROSOFT,
         )
         self._add("Mul", [f"{out}_unscaled", f"{token}_scale"], f"{out}_tokens")
         self._add("Concat", [f"{token}_batch", width], f"{out}_shape", axis=0)
         self._add("Reshape", [f"{out}_tokens", f"{out}_shape"], out)
         self.products += 1
 
-    def _quantize_tokens(self, activation: str, *, inner: int) -> str:
+    def _quantize_tokens(self, activation: str, code: _TokenCode, *, inner: int) -> str:
         """Quantize an activation [batch, sequence, inner] once, however many products read it."""
         if activation in self._quantized:
             return self._quantized[activation]
         prefix = self._quantized[activation] = f"{activation}_token"
         flat = self._constant(f"int8_flat_{inner}", np.asarray([-1, inner], np.int64))
         axis = self._constant("int8_axis", np.asarray([1], np.int64))
-        step = self._constant("int8_step", np.asarray(1 / _LEVELS, np.float32))
-        smallest = self._constant("int8_smallest", np.asarray(_SMALLEST_SCALE, np.float32))
+        step = self._constant(f"int8_{code.name}_step", np.asarray(1 / code.levels, np.float32))
+        smallest = self._constant(f"int8_{code.name}_smallest", np.asarray(code.smallest_scale, np.float32))
         begin, end = self._constant("int8_0", np.asarray([0], np.int64)), self._constant("int8_2", np.asarray([2], np.int64))
         self._add("Reshape", [activation, flat], f"{prefix}_flat")
-        self._add("Abs", [f"{prefix}_flat"], f"{prefix}_abs")
+        largest_of = f"{prefix}_flat"
+        if code.signed:
+            largest_of = f"{prefix}_abs"
+            self._add("Abs", [f"{prefix}_flat"], largest_of)
         if opset_of(self._model) >= 18:
-            self._add("ReduceMax", [f"{prefix}_abs", axis], f"{prefix}_max", keepdims=0)
+            self._add("ReduceMax", [largest_of, axis], f"{prefix}_max", keepdims=0)
         else:
-            self._add("ReduceMax", [f"{prefix}_abs"], f"{prefix}_max", axes=[1], keepdims=0)
+            self._add("ReduceMax", [largest_of], f"{prefix}_max", axes=[1], keepdims=0)
         self._add("Mul", [f"{prefix}_max", step], f"{prefix}_raw")
         self._add("Max", [f"{prefix}_raw", smallest], f"{prefix}_scales")
         self._add("Shape", [f"{prefix}_scales"], f"{prefix}_count")
-        self._add(
-            "ConstantOfShape",
-            [f"{prefix}_count"],
-            f"{prefix}_middle",
-            value=numpy_helper.from_array(np.asarray([_MIDDLE], np.uint8)),
-        )
-        self._add("QuantizeLinear", [f"{prefix}_flat", f"{prefix}_scales", f"{prefix}_middle"], f"{prefix}_q", axis=0)
+        zero_point = numpy_helper.from_array(np.asarray([code.zero_point], np.uint8))
+        self._add("ConstantOfShape", [f"{prefix}_count"], f"{prefix}_zero", value=zero_point)
+        self._add("QuantizeLinear", [f"{prefix}_flat", f"{prefix}_scales", f"{prefix}_zero"], f"{prefix}_q", axis=0)
         self._add("Unsqueeze", [f"{prefix}_scales", axis], f"{prefix}_scale")
         self._add("Shape", [activation], f"{prefix}_shape")
         self._add("Slice", [f"{prefix}_shape", begin, end], f"{prefix}_batch")
@@ -177,8 +210,8 @@ class _Rewriter:
         table, ids = node.input
         rows, scale = quantize_columns(numpy_helper.to_array(self._weights[table]).T)
         out = node.output[0]
-        integers = self._constant(f"{table}_int8", np.ascontiguousarray(rows.T))
-        scales = self._constant(f"{table}_scale", scale[:, None])
+        integers = self._constant(f"{table}_rows_int8", np.ascontiguousarray(rows.T))
+        scales = self._constant(f"{table}_rows_scale", scale[:, None])
         self._add("Gather", [integers, ids], f"{out}_int8", axis=0)
         self._add("Cast", [f"{out}_int8"], f"{out}_float", to=TensorProto.FLOAT)
         self._add("Gather", [scales, ids], f"{out}_scale", axis=0)
@@ -192,3 +225,11 @@ class _Rewriter:
 
     def _add(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
         self._nodes.append(helper.make_node(op_type, list(inputs), [output], name=f"{output}_{op_type}", **attributes))
+
+
+def _names_read(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    """The tensors that nodes read, those inside the branches of an ``If`` included."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            yield from _names_read(attribute.g.node)

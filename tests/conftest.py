@@ -1,0 +1,28 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Real ranking data, which is not part of the repository."""
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real ranking data; skips where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no ranking data at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the embedded model, exported once a session."""
+    from crossforge.export.exporter import export_bundle
+
+    path = tmp_path_factory.mktemp("demo") / "bundle"
+    export_bundle("demo", path)
+    return path

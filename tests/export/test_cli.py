@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from crossforge.export.cli import app
+from crossforge.export.pairs import berlin
+
+QUERY = "How many people live in Berlin?"
+
+
+def crossforge(*arguments: object, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+@pytest.fixture
+def passages_file(tmp_path: Path) -> Path:
+    path = tmp_path / "passages.jsonl"
+    lines = [json.dumps({"id": passage.id, "text": passage.text}) for passage in berlin().passages]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run_and_qrels(tmp_path: Path) -> tuple[Path, Path]:
+    record = berlin()
+    run = tmp_path / "run.jsonl"
+    passages = [{"id": passage.id, "text": passage.text} for passage in record.passages]
+    run.write_text(json.dumps({"qid": record.qid, "query": record.query, "passages": passages}), encoding="utf-8")
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("demo 0 demo-02 3\ndemo 0 demo-05 2\ndemo 0 demo-01 0\n", encoding="utf-8")
+    return run, qrels
+
+
+def test_score_prints_one_json_document(demo_bundle: Path) -> None:
+    result = crossforge(
+        "score", demo_bundle, "-q", QUERY, "-p", "Berlin has 3.8 million inhabitants.", "-p", "x " * 900, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["scores"][0] > document["scores"][1]
+    assert document["truncated"] == [False, True]
+    assert document["provider"] == "cpu"
+    assert document["precision"] in ("fp32", "int8")
+
+
+def test_score_reads_pairs_in_bulk(demo_bundle: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "a", "passage": "b"}\n{"query": "c", "text": "d"}\n', encoding="utf-8")
+    result = crossforge("score", demo_bundle, "--pairs", pairs, "--precision", "fp32", "--json")
+    document = json.loads(result.stdout)
+    alone = crossforge("score", demo_bundle, "-q", "c", "-p", "d", "--precision", "fp32", "--json")
+    assert document["scores"][1] == pytest.approx(json.loads(alone.stdout)["scores"][0], abs=1e-4)
+
+
+def test_score_of_no_passages_is_empty(demo_bundle: Path) -> None:
+    result = crossforge("score", demo_bundle, "-q", QUERY, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["scores"] == []
+
+
+def test_rank_puts_the_population_first(demo_bundle: Path, passages_file: Path) -> None:
+    result = crossforge("rank", demo_bundle, "-q", QUERY, "--passages", passages_file, "--json")
+    document = json.loads(result.stdout)
+    assert document["query"] == QUERY
+    assert document["results"][0]["id"] == "demo-02"
+    scores = [row["score"] for row in document["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert sorted(row["corpus_id"] for row in document["results"]) == list(range(14))
+
+
+def test_rank_formats_agree(demo_bundle: Path, passages_file: Path) -> None:
+    arguments = ("rank", demo_bundle, "-q", QUERY, "--passages", passages_file, "--top-k", 3)
+    jsonl = [json.loads(line)["id"] for line in crossforge(*arguments, "--format", "jsonl").stdout.splitlines()]
+    trec = [line.split() for line in crossforge(*arguments, "--format", "trec", "--qid", "7").stdout.splitlines()]
+    table = crossforge(*arguments).stdout.splitlines()
+    assert [row[2] for row in trec] == jsonl
+    assert [row[0] for row in trec] == ["7"] * 3
+    assert [row[3] for row in trec] == ["1", "2", "3"]
+    assert [line.split()[2] for line in table[1:]] == jsonl
+
+
+def test_rank_reads_standard_input(demo_bundle: Path) -> None:
+    result = crossforge(
+        "rank", demo_bundle, "-q", "Berlin", "--passages", "-", "--json", stdin="Violins have strings.\nBerlin!\n"
+    )
+    assert json.loads(result.stdout)["results"][0]["text"] == "Berlin!"
+
+
+def test_evaluate_compares_variants(demo_bundle: Path, run_and_qrels: tuple[Path, Path]) -> None:
+    run, qrels = run_and_qrels
+    result = crossforge("evaluate", demo_bundle, "--run", run, "--qrels", qrels, "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["queries"] == 1
+    assert set(document["variants"]) == {"fp32", "int8"}
+    assert document["variants"]["fp32"]["kendall_tau"] == pytest.approx(1.0)
+    assert document["variants"]["fp32"]["ndcg@10"] > document["first_stage"]["ndcg@10"]
+    assert {"ndcg@10", "mrr@10", "recall@100"} <= set(document["variants"]["int8"])
+
+
+def test_inspect_shows_the_manifest(demo_bundle: Path) -> None:
+    document = json.loads(crossforge("inspect", demo_bundle, "--json").stdout)
+    assert document["architecture"] == "BertForSequenceClassification"
+    text = crossforge("inspect", demo_bundle).stdout
+    assert "token_type_ids" in text
+    assert "int8" in text
+
+
+def test_verify_passes_on_a_fresh_bundle(demo_bundle: Path) -> None:
+    result = crossforge("verify", demo_bundle, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["passed"] is True
+
+
+def test_verify_answers_no_for_an_altered_bundle(demo_bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(demo_bundle, copy)
+    with (copy / "onnx" / "model_int8.onnx").open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"\xff" * 10)
+    result = crossforge("verify", copy, "--json")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert any("model_int8.onnx was altered" in damage for damage in document["damaged_files"])
+    assert document["variants"]["int8"]["problem"]
+    assert document["variants"]["fp32"]["problem"] is None
+
+
+def test_doctor_says_what_runs_here() -> None:
+    result = crossforge("doctor", "--json")
+    document = json.loads(result.stdout)
+    states = {state["name"]: state for state in document["providers"]}
+    assert result.exit_code == 0
+    assert states["cpu"]["available"] is True
+    assert states["tensorrt"]["available"] is False
+    assert states["tensorrt"]["reason"]
+    assert document["problems"] == [p for p in document["problems"] if isinstance(p, str)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["score", "BUNDLE", "-q", " ", "-p", "x"], 2, "is empty"),
+        (["score", "BUNDLE"], 2, "either --query with --passage, or --pairs FILE"),
+        (["score", "BUNDLE", "-q", "a", "-p", "b", "--provider", "tensorrt", "--strict"], 3, "cannot run here"),
+        (["score", "BUNDLE", "-q", "a", "-p", "b", "--provider", "abacus"], 2, "auto, tensorrt, cuda, cpu"),
+        (["score", "BUNDLE", "-q", "a", "-p", "b", "--precision", "fp16"], 2, "fp32, int8"),
+        (["score", "BUNDLE", "-q", "a", "-p", "x" * 1_000_000], 2, "1,000,000 characters"),
+        (["score", "/no/such/bundle", "-q", "a", "-p", "b"], 2, "crossforge export SOURCE"),
+        (["rank", "BUNDLE", "-q", "a", "--passages", "/no/such/file"], 2, "No such file"),
+        (["rank", "BUNDLE", "-q", "a", "--passages", "-", "--top-k", "0"], 2, "top_k"),
+        (["export", "/no/such/folder", "TARGET"], 2, "there is no folder"),
+        (["export", "demo", "TARGET", "--precision", "fp12"], 2, "fp32"),
+        (["export", "demo", "OCCUPIED"], 2, "is not a bundle"),
+        (["evaluate", "BUNDLE", "--run", "/no/run", "--qrels", "/no/qrels"], 2, "cannot read /no/run"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_an_exit_status(
+    demo_bundle: Path, tmp_path: Path, arguments: list[str], exit_code: int, message: str
+) -> None:
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "thesis.txt").write_text("precious")
+    places = {"BUNDLE": demo_bundle, "TARGET": tmp_path / "new", "OCCUPIED": tmp_path / "occupied"}
+    result = crossforge(*(places.get(argument, argument) for argument in arguments), stdin="passage\n")
+    assert result.exit_code == exit_code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "occupied" / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", [b'{"text": "fine"}\n{"text": \n', b'{"text": "fine"}\n{"text": "\xff"}\n'])
+def test_a_broken_line_is_named(demo_bundle: Path, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "passages.jsonl"
+    path.write_bytes(content)
+    result = crossforge("rank", demo_bundle, "-q", "a", "--passages", path)
+    assert result.exit_code == 2
+    assert f"{path}, line 2" in result.stderr
+
+
+def test_fallback_is_announced(demo_bundle: Path) -> None:
+    result = crossforge("score", demo_bundle, "-q", "a", "-p", "b", "--provider", "cuda")
+    assert result.exit_code == 0
+    assert "Warning: running on cpu (not cuda:" in result.stderr
+
+
+def test_debug_shows_the_traceback(demo_bundle: Path) -> None:
+    result = crossforge("score", demo_bundle, "-q", " ", "-p", "x", "--debug")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('onnxruntime', 'onnx', 'torch', 'transformers', 'optimum'): sys.modules[name] = None\n"
+        "sys.argv = ['crossforge', '--help']\n"
+        "from crossforge.export.cli import main\n"
+        "main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "export" in result.stdout
+    assert "rank" in result.stdout
+
+
+def test_version_is_printed() -> None:
+    assert crossforge("--version").stdout.startswith("crossforge 0.")
+
+
+@pytest.mark.slow
+def test_demo_exports_ranks_and_measures(tmp_path: Path) -> None:
+    result = crossforge("demo", "--bundle", tmp_path / "bundle", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["results"][0]["text"].startswith("Berlin has about")
+    for variant in document["variants"].values():
+        assert variant["parity"]["passed"] is True
+        assert variant["pairs_per_s"] > 0
+        assert (tmp_path / "bundle" / variant["path"]).stat().st_size == variant["size_bytes"]

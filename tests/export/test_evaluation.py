@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossforge.export.demo import materialize_demo_model
+from crossforge.export.evaluation import evaluate_bundle, measure, read_qrels
+from crossforge.profiles import InputError, Precision
+from crossforge.runtime import Reranker
+from crossforge.runtime.records import QueryRecord, read_run
+
+
+def test_measures_equal_a_calculation_by_hand() -> None:
+    judgements = {"q": {"a": 3, "b": 0, "c": 1}}
+    quality = measure({"q": {"b": 3.0, "c": 2.0, "a": 1.0}}, judgements)
+    gain = 1 / math.log2(3) + 3 / math.log2(4)
+    ideal = 3 / math.log2(2) + 1 / math.log2(3)
+    assert quality.ndcg_at_10 == pytest.approx(gain / ideal, abs=1e-4)
+    assert quality.mrr_at_10 == pytest.approx(1 / 2)
+    assert quality.recall_at_100 == pytest.approx(1.0)
+
+
+def test_min_relevance_moves_mrr() -> None:
+    judgements = {"q": {"a": 3, "c": 1}}
+    quality = measure({"q": {"b": 3.0, "c": 2.0, "a": 1.0}}, judgements, min_relevance=2)
+    assert quality.mrr_at_10 == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("q 0 d\n", "line 1"), ("q 0 d 1\nq 0 e many\n", "line 2"), ("\n\n", "holds no judgement")],
+)
+def test_a_broken_judgement_is_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "qrels.txt"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_qrels(path)
+
+
+def test_a_run_that_nobody_judged_is_refused(demo_bundle: Path, tmp_path: Path) -> None:
+    run, qrels = tmp_path / "run.jsonl", tmp_path / "qrels.txt"
+    run.write_text(json.dumps({"qid": "1", "query": "a", "passages": [{"id": "x", "text": "b"}]}))
+    qrels.write_text("2 0 x 1\n")
+    with pytest.raises(InputError, match="no query of"):
+        evaluate_bundle(demo_bundle, run, qrels)
+
+
+@pytest.mark.slow
+def test_fp32_ranks_trec_dl19_as_sentence_transformers_does(demo_bundle: Path, shared_data: Path) -> None:
+    """Three queries of real passages; benchmarks/fidelity.py does all 43."""
+    cross_encoder = pytest.importorskip("sentence_transformers").CrossEncoder(
+        str(materialize_demo_model()), device="cpu", max_length=512
+    )
+    records = read_run(shared_data / "trec-dl19" / "bm25-top100.jsonl")[:3]
+    judgements = read_qrels(shared_data / "trec-dl19" / "qrels.txt")
+    pairs = [(record.query, passage.text) for record in records for passage in record.passages]
+    expected = cross_encoder.predict(pairs, batch_size=32, show_progress_bar=False)
+    with Reranker.load(demo_bundle, precision=Precision.FP32) as reranker:
+        logits = reranker.score_pairs(pairs).logits[:, 0]
+    assert np.abs(logits - expected).max() < 1e-4
+    ours, theirs = (measure(_by_query(scores, records), judgements) for scores in (logits, expected))
+    assert ours.ndcg_at_10 == pytest.approx(theirs.ndcg_at_10, abs=1e-3)
+
+
+def _by_query(scores: np.ndarray, records: list[QueryRecord]) -> dict[str, dict[str, float]]:
+    parts = np.split(scores, np.cumsum([len(record.passages) for record in records])[:-1])
+    return {
+        record.qid: dict(zip((p.id for p in record.passages), part.tolist(), strict=True))
+        for record, part in zip(records, parts, strict=True)
+    }
