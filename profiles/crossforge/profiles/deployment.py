@@ -62,4 +62,7 @@ class DeploymentProfile:
         for name in ("budget_tokens", "workers"):
             if name in values and type(values[name]) is not int:
                 raise InputError(f"{path}: {name} must be a whole number", got=repr(values[name]))
-        return cls(**values)
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{path}: {error.what}", got=error.got, allowed=error.allowed) from error

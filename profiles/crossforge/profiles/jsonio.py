@@ -100,7 +100,10 @@ def _decode_scalar(hint: Any, value: object, path: str) -> object:
             allowed = ", ".join(str(member.value) for member in hint)
             raise DecodeError(f"{path}: expected one of {allowed}, got {value!r}") from None
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise DecodeError(f"{path}: the number is too large") from error
     if type(value) is not hint:
         raise DecodeError(f"{path}: expected {hint.__name__}, got {_kind(value)}")
     return value

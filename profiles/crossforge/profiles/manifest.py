@@ -192,14 +192,21 @@ class Manifest:
             raise ValueError(f"input_names must hold input_ids, got {list(self.input_names)}")
         if self.truncation.max_length < self.truncation.query_max_length + self.pair_template.special_token_count + 1:
             raise ValueError("max_length leaves no room for a passage beside a query of query_max_length tokens")
+        if not self.variants:
+            raise ValueError("a bundle needs at least one variant")
         for precision, variant in self.variants.items():
-            for path in (variant.path, *variant.files):
+            if variant.path not in variant.files:
+                raise ValueError(f"variant {precision} does not list its own path {variant.path} among its files")
+            for path in variant.files:
                 if path not in self.files:
                     raise ValueError(f"variant {precision} names {path}, which files does not record")
+        for pair in self.golden:
+            if len(pair.logits) != len(self.scoring.labels):
+                raise ValueError(f"a golden pair has {len(pair.logits)} logits for {len(self.scoring.labels)} labels")
 
     def to_json(self) -> str:
         """The manifest as indented JSON text."""
-        return json.dumps(encode(self), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(encode(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str = MANIFEST_NAME) -> Manifest:
@@ -215,8 +222,8 @@ class Manifest:
         """
         export_again = "Export the bundle again."
         try:
-            document = json.loads(text)
-        except ValueError as error:
+            document = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"{where} is not JSON ({error})", fix=export_again) from error
         if not isinstance(document, dict) or type(document.get("schema_version")) is not int:
             raise ManifestError(f"{where} has no schema_version", allowed="an integer", fix=export_again)
@@ -236,3 +243,8 @@ class Manifest:
             return decode(cls, document)
         except DecodeError as error:
             raise ManifestError(f"{where} is not a valid manifest ({error})", fix=export_again) from error
+
+
+def _refuse_constant(name: str) -> float:
+    """NaN and the infinities are no JSON, and as golden logits they would compare as equal to anything."""
+    raise ValueError(f"{name} is not a JSON number")

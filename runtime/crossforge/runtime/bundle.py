@@ -37,7 +37,7 @@ class Bundle:
         """
         path = Path(path)
         export_one = f"Make one: crossforge export SOURCE {path}"
-        if not path.is_dir():
+        if not _is_dir(path):
             raise BundleNotFoundError(f"there is no bundle at {path}", fix=export_one)
         manifest_path = path / MANIFEST_NAME
         try:
@@ -78,7 +78,7 @@ class Bundle:
                 return f"{name} was altered (its sha256 differs from the manifest's)"
         except FileNotFoundError:
             return f"{name} is missing"
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no file system has
             return f"{name} cannot be read ({error})"
         return None
 
@@ -100,6 +100,13 @@ def sha256_of(path: Path) -> str:
 def record_file(path: Path) -> FileRecord:
     """What the manifest notes of a file."""
     return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no file system has
+        return False
 
 
 def _stays_inside(name: str) -> bool:

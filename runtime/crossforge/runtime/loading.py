@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from crossforge.profiles import (
+    BundleError,
     EngineError,
     ExecutionProvider,
-    IntegrityError,
+    Manifest,
     Precision,
     ProviderFallbackWarning,
     ProviderUnavailableError,
@@ -36,7 +38,7 @@ def open_session(
 
     Raises:
         InputError: The bundle has no such variant.
-        IntegrityError: A file is missing or altered.
+        BundleError: A file is missing or altered, or the model does not suit the manifest.
         EngineError: No planned provider loads the model.
 
     Warns:
@@ -66,12 +68,22 @@ def _open_checked(bundle: Bundle, precision: Precision, provider: ExecutionProvi
         checked = checker.submit(bundle.check, names)
         try:
             session = OnnxRuntimeSession(path, provider=provider, labels=len(bundle.manifest.scoring.labels))
-        except EngineError:
+        except (EngineError, BundleError):
             checked.result()  # a damaged file explains the failure better than the engine does
             raise
         try:
             checked.result()
-        except IntegrityError:
+            _check_inputs(path, session, bundle.manifest)
+        except BundleError:
             session.close()
             raise
     return session
+
+
+def _check_inputs(path: Path, session: Session, manifest: Manifest) -> None:
+    if set(session.input_names) != set(manifest.input_names):
+        raise BundleError(
+            f"{path} takes other inputs than the manifest says",
+            got=", ".join(session.input_names),
+            allowed=", ".join(manifest.input_names),
+        )

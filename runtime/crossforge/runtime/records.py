@@ -125,13 +125,13 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
     for number, raw in enumerate(content.split(b"\n"), start=1):
         where = f"{name}, line {number}"
         try:
-            line = raw.decode("utf-8").strip()
+            line = raw.decode("utf-8").removeprefix("\ufeff").strip()
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{where}: not UTF-8", got=f"byte 0x{raw[error.start]:02x} at column {error.start + 1}"
             ) from error
         if line:
-            yield where, line.removeprefix("\ufeff")
+            yield where, line
 
 
 def _text(value: dict[str, object], key: str, where: str) -> str:

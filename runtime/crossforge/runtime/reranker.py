@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
+    CrossforgeError,
     DeploymentProfile,
     EngineError,
     InputError,
@@ -101,6 +102,7 @@ class Reranker:
         self.workers = workers
         self.provider_plan = provider_plan
         self.precision_choice = precision_choice
+        self._closed = False
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="crossforge") if workers > 1 else None
 
     @classmethod
@@ -143,9 +145,13 @@ class Reranker:
         plan = select_providers(provider, machine, order=deployment.providers, strict=strict)
         if plan.is_fallback:
             warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=2)
-        session, choice = open_session(bundle, plan, precision, machine, strict=strict, check_files=check_files)
         manifest = bundle.manifest
-        tokenizer = PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+        session, choice = open_session(bundle, plan, precision, machine, strict=strict, check_files=check_files)
+        try:
+            tokenizer = PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+        except CrossforgeError:
+            session.close()
+            raise
         reranker = cls(
             session,
             tokenizer,
@@ -157,7 +163,11 @@ class Reranker:
             precision_choice=choice,
         )
         if check_golden:
-            reranker.check_golden()
+            try:
+                reranker.check_golden()
+            except CrossforgeError:
+                reranker.close()
+                raise
         return reranker
 
     def score(self, query: str, passages: Sequence[str], *, activation: Activation | str | None = None) -> Floats:
@@ -258,10 +268,12 @@ class Reranker:
             EngineError: It is beyond the variant's tolerance.
         """
         golden = self.manifest.golden
+        if not golden:
+            return 0.0
         logits = self.score_pairs([(pair.query, pair.passage) for pair in golden]).logits
         difference = float(np.abs(logits - np.asarray([pair.logits for pair in golden])).max(initial=0.0))
         tolerance = self.manifest.variants[self.precision].golden_tolerance
-        if difference > tolerance:
+        if not difference <= tolerance:
             raise EngineError(
                 f"the {self.precision} variant does not reproduce the bundle's golden scores on this machine",
                 got=f"a difference of {difference:.4f}",
@@ -272,6 +284,7 @@ class Reranker:
 
     def close(self) -> None:
         """Free the session and its threads."""
+        self._closed = True
         if self._pool is not None:
             self._pool.shutdown()
         self.session.close()
@@ -285,6 +298,8 @@ class Reranker:
         self.close()
 
     def _score(self, pairs: EncodedPairs) -> ScoredPairs:
+        if self._closed:
+            raise EngineError("the reranker is closed")
         logits, plans = compute_logits(
             self.session,
             pairs,

@@ -49,9 +49,16 @@ class PairTokenizer:
         tokenizer: The model's tokenizer. Its own truncation and padding are switched off.
         template: How a pair becomes one sequence.
         truncation: What gives way when a pair is too long.
+
+    Raises:
+        ValueError: The truncation contract leaves no room for a passage.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: PairTemplate, truncation: Truncation) -> None:
+        if truncation.max_length <= truncation.query_max_length + template.special_token_count:
+            raise ValueError(
+                f"{truncation} leaves no room for a passage beside {template.special_token_count} special tokens"
+            )
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -80,7 +87,7 @@ class PairTokenizer:
             InputError: A text is not a string, is blank (the query), is longer than :data:`MAX_TEXT_CHARS`, or holds
                 a lone surrogate.
         """
-        _check_is_list_of_texts(passages)
+        _check_is_list(passages, "passages", "strings")
         return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp))
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
@@ -89,7 +96,7 @@ class PairTokenizer:
         Raises:
             InputError: As :meth:`encode`; or an item is not a pair.
         """
-        _check_is_list_of_texts(pairs)
+        _check_is_list(pairs, "pairs", "(query, passage) pairs")
         index_of_query: dict[str, int] = {}
         head_of_pair = np.empty(len(pairs), dtype=np.intp)
         passages: list[str] = []
@@ -195,8 +202,9 @@ def _split_by_sequence(encoding: Encoding) -> tuple[list[int], list[int], list[i
     passage = [i for i, sequence in enumerate(owner) if sequence == 1]
     if not query or not passage:
         return None
-    contiguous = query == list(range(query[0], query[-1] + 1)) and passage == list(range(passage[0], passage[-1] + 1))
-    if not contiguous or query[-1] >= passage[0]:
+    others = [i for i, sequence in enumerate(owner) if sequence is None]
+    # A template that repeats a text leaves the copy without a sequence id, but does not call it special.
+    if query[-1] >= passage[0] or not all(encoding.special_tokens_mask[i] for i in others):
         return None
     return (
         list(range(query[0])),
@@ -207,9 +215,9 @@ def _split_by_sequence(encoding: Encoding) -> tuple[list[int], list[int], list[i
     )
 
 
-def _check_is_list_of_texts(texts: object) -> None:
-    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
-        raise InputError("passages must be a list", got=_describe(texts), allowed="a list or tuple of strings")
+def _check_is_list(value: object, name: str, items: str) -> None:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InputError(f"{name} must be a list", got=_describe(value), allowed=f"a list or tuple of {items}")
 
 
 def _check_query(query: object, what: str) -> None:

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossforge.profiles import Truncation, TruncationSide
+from crossforge.runtime.tokenization import PairTokenizer
+from support.families import FAMILIES, TEMPLATES, make_tokenizer
+from support.strategies import no_deadline, words
+
+sides = st.sampled_from(list(TruncationSide))
+limits = st.tuples(st.integers(min_value=1, max_value=20), st.integers(min_value=1, max_value=40))
+
+
+def make_truncation(family: str, query_max_length: int, room: int, side: TruncationSide) -> Truncation:
+    """A contract that leaves at least ``room`` tokens to a passage."""
+    max_length = query_max_length + TEMPLATES[family].special_token_count + room
+    return Truncation(max_length=max_length, query_max_length=query_max_length, side=side)
+
+
+def keep(ids: list[int], count: int, side: TruncationSide) -> list[int]:
+    excess = max(0, len(ids) - count)
+    return ids[: len(ids) - excess] if side is TruncationSide.RIGHT else ids[excess:]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(query=words.filter(bool), passages=st.lists(words, max_size=3), limit=limits, side=sides)
+@no_deadline
+def test_the_query_keeps_its_length_and_the_passage_gives_way(
+    family: str, query: str, passages: list[str], limit: tuple[int, int], side: TruncationSide
+) -> None:
+    truncation = make_truncation(family, *limit, side)
+    template, real = TEMPLATES[family], make_tokenizer(family)
+    query_ids = real.encode(query, add_special_tokens=False).ids
+    kept_query = keep(query_ids, truncation.query_max_length, side)
+
+    pairs = PairTokenizer(make_tokenizer(family), template, truncation).encode(query, passages)
+
+    assert pairs.heads[0].tolist() == [*template.prefix.ids, *kept_query, *template.separator.ids]
+    for i, passage in enumerate(passages):
+        ids = real.encode(passage, add_special_tokens=False).ids
+        room = truncation.max_length - len(kept_query) - template.special_token_count
+        assert pairs.passages[i].tolist() == keep(ids, room, side)
+        assert pairs.lengths[i] == min(truncation.max_length, len(kept_query) + len(ids) + template.special_token_count)
+        assert pairs.query_truncated[i] == (len(query_ids) > truncation.query_max_length)
+        assert pairs.truncated[i] == (pairs.query_truncated[i] or len(ids) > room)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(query=st.sampled_from(["the", "city live"]), passage=words, room=st.integers(min_value=1, max_value=40), side=sides)
+@no_deadline
+def test_a_passage_is_cut_as_the_tokenizer_cuts_only_the_second(
+    family: str, query: str, passage: str, room: int, side: TruncationSide
+) -> None:
+    real = make_tokenizer(family)
+    truncation = make_truncation(family, 20, room, side)
+    real.enable_truncation(truncation.max_length, strategy="only_second", direction=str(side))
+    encoding = real.encode(query, passage)
+
+    pairs = PairTokenizer(make_tokenizer(family), TEMPLATES[family], truncation).encode(query, [passage])
+
+    ids = [*pairs.heads[0].tolist(), *pairs.passages[0].tolist(), *TEMPLATES[family].suffix.ids]
+    assert ids == encoding.ids
+    assert bool(pairs.truncated[0]) == bool(encoding.overflowing)
+
+
+@pytest.mark.parametrize(
+    ("side", "kept"), [(TruncationSide.RIGHT, ["the", "city", "where"]), (TruncationSide.LEFT, ["people", "live", "is"])]
+)
+def test_the_side_says_which_end_is_lost(side: TruncationSide, kept: list[str]) -> None:
+    tokenizer = make_tokenizer()
+    truncation = make_truncation("bert", 1, 3, side)
+
+    pairs = PairTokenizer(tokenizer, TEMPLATES["bert"], truncation).encode("query", ["the city where people live is"])
+
+    assert [tokenizer.id_to_token(i) for i in pairs.passages[0]] == kept
+
+
+@pytest.mark.parametrize("side", TruncationSide)
+def test_a_contract_without_room_for_a_passage_is_refused(side: TruncationSide) -> None:
+    with pytest.raises(ValueError, match="room"):
+        PairTokenizer(make_tokenizer(), TEMPLATES["bert"], make_truncation("bert", 4, -2, side))
+
+
+def test_each_pair_is_told_who_was_cut() -> None:
+    truncation = make_truncation("bert", 2, 4, TruncationSide.RIGHT)
+    short, long = "the city", "the city where people live is the city"
+
+    pairs = PairTokenizer(make_tokenizer(), TEMPLATES["bert"], truncation).encode_pairs(
+        [(short, short), (short, long), (long, short), (long, long), (short, "")]
+    )
+
+    assert pairs.truncated.tolist() == [False, True, True, True, False]
+    assert pairs.query_truncated.tolist() == [False, False, True, True, False]
+    assert pairs.lengths.tolist() == [7, 9, 7, 9, 5]
