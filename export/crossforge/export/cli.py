@@ -41,6 +41,9 @@ def export(
     source: Annotated[str, typer.Argument(help="A model folder, a hub id, or the word demo.", show_default=False)],
     bundle: Annotated[Path, typer.Argument(help="The folder to write; a bundle there is replaced.", show_default=False)],
     precision: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "fp32,int8",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Pairs in the run format to tune int8 on.", show_default="built-in pairs")
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a pair.", show_default="the model's limit")] = None,
     query_max_length: Annotated[
         int | None, typer.Option(help="Tokens that a query keeps; the passage gives way.", show_default="64")
@@ -79,6 +82,7 @@ def export(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         ),
+        calibration=calibration,
         enforce_gates=not no_gate,
     )
     manifest = export_bundle(source, bundle, options, progress=TerminalProgress())

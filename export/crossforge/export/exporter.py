@@ -13,10 +13,11 @@ from onnx import ModelProto
 from tokenizers import Tokenizer
 
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
+from crossforge.export.calibration import calibration_batches, read_calibration
 from crossforge.export.onnx import EXTERNAL_DATA_THRESHOLD_BYTES, export_onnx, opset_of, save_onnx
 from crossforge.export.pairs import flatten, verification_pairs
 from crossforge.export.parity import GATES, Gate, compare_logits, reference_logits
-from crossforge.export.passes import quantize_int8_dynamic
+from crossforge.export.quantization import INT8_SETTINGS, quantize_int8
 from crossforge.export.source import LoadedSource, SourceOptions, load_source
 from crossforge.profiles import (
     MANIFEST_NAME,
@@ -60,6 +61,8 @@ class ExportOptions:
     precisions: tuple[Precision, ...] = SUPPORTED_PRECISIONS
     source: SourceOptions = field(default_factory=SourceOptions)
     gates: Mapping[Precision, Gate] = field(default_factory=lambda: GATES)
+    calibration: Path | None = None
+    """Pairs in the run format that int8 is tuned on; None takes the built-in ones."""
     enforce_gates: bool = True
     """False writes variants that fail too; their manifest entry says so, and ``auto`` never takes them."""
     external_data_threshold_bytes: int = EXTERNAL_DATA_THRESHOLD_BYTES
@@ -132,7 +135,13 @@ class _Export:
             fp32 = self._add_variant(Precision.FP32, graph, reference, tokenizer, stage, against="pytorch")
         if Precision.INT8 in self._options.precisions:
             with self._progress.stage("quantize to int8") as stage:
-                quantized = quantize_int8_dynamic(graph)
+                batches = calibration_batches(
+                    read_calibration(self._options.calibration),
+                    tokenizer,
+                    pad_token_id=self._pad_token_id(),
+                    input_names=input_names,
+                )
+                quantized = quantize_int8(graph, batches)
                 stage.note = "; ".join(quantized.notes)
             with self._progress.stage("verify int8") as stage:
                 self._add_variant(Precision.INT8, quantized.model, fp32, tokenizer, stage, against="fp32")
@@ -186,7 +195,7 @@ class _Export:
             path=path.relative_to(self._folder).as_posix(),
             files=tuple(file.relative_to(self._folder).as_posix() for file in files),
             opset=opset_of(graph),
-            quantization=_INT8_SETTINGS if is_int8 else {},
+            quantization=INT8_SETTINGS if is_int8 else {},
             instruction_sets=_EXACT_INT8 if is_int8 else (),
             golden_tolerance=max(_SMALLEST_INT8_TOLERANCE, _INT8_TOLERANCE_FACTOR * parity.max_abs_diff)
             if is_int8
@@ -257,14 +266,6 @@ class _Export:
             GoldenPair(query=pairs[i][0], passage=pairs[i][1], logits=tuple(float(x) for x in reference[i]))
             for i in range(0, len(pairs), step)
         )
-
-
-_INT8_SETTINGS: dict[str, str | int | float | bool] = {
-    "method": "dynamic",
-    "weights": "int8, symmetric, one scale a column",
-    "activations": "uint8, one scale a token",
-    "embeddings": "int8, symmetric, one scale a row",
-}
 
 
 def describe_parity(parity: ParityReport) -> str:

@@ -2,5 +2,6 @@
 
 from crossforge.export.passes.int8_dynamic import quantize_int8_dynamic
 from crossforge.export.passes.result import PassResult
+from crossforge.export.passes.smooth import smooth
 
-__all__ = ["PassResult", "quantize_int8_dynamic"]
+__all__ = ["PassResult", "quantize_int8_dynamic", "smooth"]

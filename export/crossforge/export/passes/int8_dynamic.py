@@ -12,7 +12,7 @@ word embeddings are stored as int8 with one scale a row. Runs in ONNX Runtime (`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,22 +22,26 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from crossforge.export.onnx import opset_of
 from crossforge.export.passes import gelu
-from crossforge.export.passes.ranks import infer_ranks
+from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.result import PassResult
+from crossforge.export.passes.rounding import LEVELS, column_scales, round_to_nearest
 from crossforge.profiles import InputError
 
 _MICROSOFT = "com.microsoft"
-_LEVELS = 127
 _SMALLEST_SCALE = 1e-12
 _EMBEDDING_ROWS = 1000
 """A lookup table with fewer rows (positions, segments) is not worth quantizing."""
 
 
-def quantize_int8_dynamic(model: ModelProto, *, quantize_embeddings: bool = True) -> PassResult:
+def quantize_int8_dynamic(
+    model: ModelProto, *, rounded: Mapping[str, NDArray[np.int8]] | None = None, quantize_embeddings: bool = True
+) -> PassResult:
     """Quantize a reranker's encoder.
 
     Args:
         model: A float32 reranker; not changed.
+        rounded: Weights that are rounded already, by name, int8 [in, out] in units of
+            :func:`~crossforge.export.passes.rounding.column_scales`; the others are rounded to nearest.
         quantize_embeddings: Also store lookup tables of 1,000 rows or more as int8.
 
     Raises:
@@ -46,7 +50,7 @@ def quantize_int8_dynamic(model: ModelProto, *, quantize_embeddings: bool = True
     _check(model)
     result = ModelProto()
     result.CopyFrom(model)
-    rewriter = _Rewriter(result)
+    rewriter = _Rewriter(result, rounded or {})
     rewriter.run(quantize_embeddings=quantize_embeddings)
     notes = (
         f"{rewriter.products} matrix products and {rewriter.tables} lookup tables quantized to int8, "
@@ -56,9 +60,9 @@ def quantize_int8_dynamic(model: ModelProto, *, quantize_embeddings: bool = True
 
 
 def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 with one scale a column: float32 [in, out] -> int8 [in, out], float32 [out]."""
-    scale = np.maximum(np.abs(weight).max(axis=0) / _LEVELS, _SMALLEST_SCALE).astype(np.float32)
-    return np.clip(np.rint(weight / scale), -_LEVELS, _LEVELS).astype(np.int8), scale
+    """Symmetric int8 with one scale a column, to nearest: float32 [in, out] -> int8 [in, out], float32 [out]."""
+    scales = column_scales(weight)
+    return round_to_nearest(weight, scales), scales
 
 
 def _check(model: ModelProto) -> None:
@@ -85,7 +89,7 @@ class _TokenCode:
     """Whether the largest value is looked for among the magnitudes."""
 
 
-_SYMMETRIC = _TokenCode(name="symmetric", zero_point=128, levels=_LEVELS, smallest_scale=_SMALLEST_SCALE, signed=True)
+_SYMMETRIC = _TokenCode(name="symmetric", zero_point=128, levels=LEVELS, smallest_scale=_SMALLEST_SCALE, signed=True)
 
 # GELU never goes below -0.17. With its zero at 24, 24 steps reach down there whenever a step is at least 0.17/24, and 231
 # are left for the positive side: nearly one bit more than the symmetric code has, and no pass over the magnitudes.
@@ -102,11 +106,12 @@ _GELU = _TokenCode(
 class _Rewriter:
     """Walks a graph once and writes it anew."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, rounded: Mapping[str, NDArray[np.int8]]) -> None:
         self._model = model
+        self._rounded = rounded
         self._graph = model.graph
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
-        self._ranks = infer_ranks(model)
+        self._products = {product.node.output[0] for product in find_encoder_products(model)}
         self._nodes: list[NodeProto] = []
         self._gelu_outputs = gelu.find_gelu_outputs(model)
         self._quantized: dict[str, str] = {}  # activation -> prefix of its quantized form
@@ -119,7 +124,7 @@ class _Rewriter:
 
     def run(self, *, quantize_embeddings: bool) -> None:
         for node in self._graph.node:
-            if self._is_encoder_product(node):
+            if node.output[0] in self._products:
                 self._rewrite_product(node)
             elif quantize_embeddings and self._is_embedding(node):
                 self._rewrite_embedding(node)
@@ -136,10 +141,6 @@ class _Rewriter:
         if all(entry.domain != _MICROSOFT for entry in self._model.opset_import):
             self._model.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
 
-    def _is_encoder_product(self, node: NodeProto) -> bool:
-        """Whether a node is a linear layer over tokens; the head's run over one row a pair and are too small to gain."""
-        return node.op_type == "MatMul" and self._ranks.get(node.input[0]) == 3 and self._is_matrix(node.input[1])
-
     def _is_embedding(self, node: NodeProto) -> bool:
         return (
             node.op_type == "Gather"
@@ -154,7 +155,7 @@ class _Rewriter:
 
     def _rewrite_product(self, node: NodeProto) -> None:
         activation, weight = node.input
-        columns, scale = quantize_columns(numpy_helper.to_array(self._weights[weight]))
+        columns, scale = self._quantize_weight(weight)
         out = node.output[0]
         code = _GELU if activation in self._gelu_outputs else _SYMMETRIC
         token = self._quantize_tokens(activation, code, inner=columns.shape[0])
@@ -175,6 +176,12 @@ class _Rewriter:
         self._add("Concat", [f"{token}_batch", width], f"{out}_shape", axis=0)
         self._add("Reshape", [f"{out}_tokens", f"{out}_shape"], out)
         self.products += 1
+
+    def _quantize_weight(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        weight = numpy_helper.to_array(self._weights[name])
+        if name in self._rounded:
+            return self._rounded[name], column_scales(weight)
+        return quantize_columns(weight)
 
     def _quantize_tokens(self, activation: str, code: _TokenCode, *, inner: int) -> str:
         """Quantize an activation [batch, sequence, inner] once, however many products read it."""
