@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from crossforge.profiles import MissingPackageError, SourceError
 
@@ -52,6 +52,7 @@ def export_onnx(model: PreTrainedModel) -> ModelProto:
             raise SourceError(f"optimum cannot export a {kind} ({type(error).__name__}: {error})") from error
         exported: ModelProto = onnx.load(str(Path(folder) / "model.onnx"))
     _check_is_reranker(exported)
+    _drop_aliases(exported)
     return exported
 
 
@@ -87,6 +88,28 @@ def _check_is_reranker(model: ModelProto) -> None:
         raise SourceError(
             "the exported graph is not a reranker", got=f"outputs {', '.join(outputs)}", allowed="logits [batch, labels]"
         )
+
+
+def _drop_aliases(model: ModelProto) -> None:
+    """Let every reader of a constant read it by its own name.
+
+    torch stores equal tensors once and writes ``Identity`` nodes for the others, behind which no pass would find a weight.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    kept_outputs = {output.name for output in model.graph.output}
+    aliases: dict[str, str] = {}
+    nodes = []
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = aliases.get(name, name)
+        if node.op_type == "Identity" and node.input[0] in constants and node.output[0] not in kept_outputs:
+            aliases[node.output[0]] = node.input[0]
+        else:
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            nodes.append(copy)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 @contextmanager
