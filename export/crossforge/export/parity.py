@@ -104,6 +104,34 @@ def compare_logits(
     )
 
 
+def describe_parity(parity: ParityReport) -> str:
+    """The figures of a report in one line."""
+    parts = [f"largest logit difference {parity.max_abs_diff:.2g}"]
+    if parity.kendall_tau is not None:
+        parts.append(f"Kendall tau {parity.kendall_tau:.4f}")
+    if parity.top1_agreement is not None:
+        parts.append(f"same first passage {parity.top1_agreement:.0%}")
+    return ", ".join(parts)
+
+
+def describe_moved(
+    reference: Floats, variant: Floats, records: Sequence[QueryRecord], *, ranking_label: int | None, most: int = 3
+) -> str:
+    """The queries whose ranking moved most, in words that continue a sentence; blank where nothing ranks."""
+    if ranking_label is None:
+        return ""
+    taus: list[tuple[float, str]] = []
+    a, b = relevance(reference, ranking_label), relevance(variant, ranking_label)
+    start = 0
+    for record in records:
+        rows = slice(start, start + len(record.passages))
+        start = rows.stop
+        if (tau := kendall_tau(a[rows], b[rows])) is not None:
+            taus.append((tau, record.query))
+    worst = ", ".join(f"{query!r:.50} ({tau:.2f})" for tau, query in sorted(taus)[:most])
+    return f"; most moved: {worst}"
+
+
 def kendall_tau(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | None:
     """Kendall's tau-b between two score lists; None where one of them orders nothing (all tied, or one item)."""
     from scipy.stats import kendalltau

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from onnx import ModelProto, numpy_helper
 
 from crossforge.export.calibration import collect_statistics
 from crossforge.export.passes import PassResult, quantize_int8_dynamic, smooth
+from crossforge.export.passes.int8_dynamic import refuse_quantized
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.rounding import column_scales, round_by_output
 from crossforge.runtime.batching import Batch
@@ -23,16 +25,42 @@ INT8_SETTINGS: dict[str, str | int | float | bool] = {
 """What the manifest says of a variant made by :func:`quantize_int8`."""
 
 
-def quantize_int8(model: ModelProto, batches: Sequence[Batch]) -> PassResult:
-    """Quantize a reranker with what calibration pairs tell about its activations.
+@dataclass(frozen=True, kw_only=True)
+class Int8Recipe:
+    """A model that is ready to be quantized, wholly or in part."""
+
+    model: ModelProto
+    """Smoothed, still float32: the same logits up to rounding."""
+    rounded: dict[str, NDArray[np.int8]]
+    """Each encoder weight in int8, by name."""
+    smoothed: int
+    """Activations that were smoothed."""
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The weights of the layers that can be quantized, in the graph's order."""
+        return tuple(dict.fromkeys(product.weight for product in find_encoder_products(self.model)))
+
+    def apply(self, *, keep_fp32: Collection[str] = (), quantize_embeddings: bool = True) -> PassResult:
+        """Quantize all layers but those whose weights are named."""
+        result = quantize_int8_dynamic(
+            self.model, rounded=self.rounded, keep_fp32=keep_fp32, quantize_embeddings=quantize_embeddings
+        )
+        notes = (f"{self.smoothed} activations smoothed, {len(self.rounded)} weights rounded by output error", *result.notes)
+        return PassResult(model=result.model, changed=result.changed, notes=notes)
+
+
+def prepare_int8(model: ModelProto, batches: Sequence[Batch]) -> Int8Recipe:
+    """Smooth a reranker and round its weights, with what calibration pairs tell about its activations.
 
     Args:
         model: A float32 reranker; not changed.
         batches: Calibration pairs, as the runtime batches them.
 
     Raises:
-        InputError: The model is already quantized, or its opset is below 13.
+        InputError: The model is already quantized.
     """
+    refuse_quantized(model)
     widths = {product.activation: product.width for product in find_encoder_products(model)}
     current = model
     rounded: dict[str, NDArray[np.int8]] = {}
@@ -49,6 +77,9 @@ def quantize_int8(model: ModelProto, batches: Sequence[Batch]) -> PassResult:
             if product.activation in seen and product.weight not in rounded:
                 weight = numpy_helper.to_array(weights[product.weight])
                 rounded[product.weight] = round_by_output(weight, column_scales(weight), seen[product.activation].gram)
-    quantized = quantize_int8_dynamic(current, rounded=rounded)
-    notes = (f"{smoothed} activations smoothed, {len(rounded)} weights rounded by output error", *quantized.notes)
-    return PassResult(model=quantized.model, changed=quantized.changed, notes=notes)
+    return Int8Recipe(model=current, rounded=rounded, smoothed=smoothed)
+
+
+def quantize_int8(model: ModelProto, batches: Sequence[Batch]) -> PassResult:
+    """Prepare and apply the whole recipe; see :func:`prepare_int8`."""
+    return prepare_int8(model, batches).apply()

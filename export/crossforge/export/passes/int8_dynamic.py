@@ -12,7 +12,7 @@ word embeddings are stored as int8 with one scale a row. Runs in ONNX Runtime (`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,11 @@ _EMBEDDING_ROWS = 1000
 
 
 def quantize_int8_dynamic(
-    model: ModelProto, *, rounded: Mapping[str, NDArray[np.int8]] | None = None, quantize_embeddings: bool = True
+    model: ModelProto,
+    *,
+    rounded: Mapping[str, NDArray[np.int8]] | None = None,
+    keep_fp32: Collection[str] = (),
+    quantize_embeddings: bool = True,
 ) -> PassResult:
     """Quantize a reranker's encoder.
 
@@ -42,6 +46,7 @@ def quantize_int8_dynamic(
         model: A float32 reranker; not changed.
         rounded: Weights that are rounded already, by name, int8 [in, out] in units of
             :func:`~crossforge.export.passes.rounding.column_scales`; the others are rounded to nearest.
+        keep_fp32: Weights whose layers stay as they are.
         quantize_embeddings: Also store lookup tables of 1,000 rows or more as int8.
 
     Raises:
@@ -50,7 +55,7 @@ def quantize_int8_dynamic(
     _check(model)
     result = ModelProto()
     result.CopyFrom(model)
-    rewriter = _Rewriter(result, rounded or {})
+    rewriter = _Rewriter(result, rounded or {}, keep_fp32)
     rewriter.run(quantize_embeddings=quantize_embeddings)
     notes = (
         f"{rewriter.products} matrix products and {rewriter.tables} lookup tables quantized to int8, "
@@ -65,15 +70,22 @@ def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
     return round_to_nearest(weight, scales), scales
 
 
-def _check(model: ModelProto) -> None:
-    if opset_of(model) < 13:
-        raise InputError(
-            "the model's opset is too old to quantize a token at a time", got=opset_of(model), allowed="13 or later"
-        )
+def refuse_quantized(model: ModelProto) -> None:
+    """Make sure that a model is float.
+
+    Raises:
+        InputError: It is already quantized.
+    """
     integer = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QAttention"}
     present = sorted({node.op_type for node in model.graph.node} & (integer | {"DequantizeLinear"}))
     if present:
         raise InputError("the model is already quantized", got=", ".join(present), allowed="a float32 graph")
+
+
+def _check(model: ModelProto) -> None:
+    if opset_of(model) < 13:
+        raise InputError("the model's opset cannot quantize a token at a time", got=opset_of(model), allowed="13 or later")
+    refuse_quantized(model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +118,13 @@ _GELU = _TokenCode(
 class _Rewriter:
     """Walks a graph once and writes it anew."""
 
-    def __init__(self, model: ModelProto, rounded: Mapping[str, NDArray[np.int8]]) -> None:
+    def __init__(self, model: ModelProto, rounded: Mapping[str, NDArray[np.int8]], keep_fp32: Collection[str]) -> None:
         self._model = model
         self._rounded = rounded
         self._graph = model.graph
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
-        self._products = {product.node.output[0] for product in find_encoder_products(model)}
+        products = find_encoder_products(model)
+        self._products = {product.node.output[0] for product in products if product.weight not in keep_fp32}
         self._nodes: list[NodeProto] = []
         self._gelu_outputs = gelu.find_gelu_outputs(model)
         self._quantized: dict[str, str] = {}  # activation -> prefix of its quantized form
