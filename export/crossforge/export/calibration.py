@@ -78,23 +78,29 @@ def collect_statistics(
         batches: Inputs with an attention mask.
 
     Yields:
-        Statistics by name, for a few activations at a time: a gram takes 8 x hidden^2 bytes.
+        Statistics by name, for a few activations at a time: a gram takes 8 x hidden^2 bytes. Activations that are not of
+        the batch's tokens (a table of relative positions, say) are left out.
     """
     for names in _chunks(widths):
         session = _open_with_outputs(model, names)
         tokens = 0
+        elsewhere: set[str] = set()  # not of the batch's tokens: a table of relative positions, say
         largest = {name: np.zeros(widths[name]) for name in names}
         gram = {name: np.zeros((widths[name], widths[name])) for name in names}
         for batch in batches:
             real = batch["attention_mask"].astype(bool)
             tokens += int(real.sum())
             for name, value in zip(names, session.run(names, batch), strict=True):
+                if value.shape[:2] != real.shape:
+                    elsewhere.add(name)
+                    continue
                 rows = value[real]
                 np.maximum(largest[name], np.abs(rows).max(axis=0), out=largest[name])
                 gram[name] += rows.T @ rows
         yield {
             name: ActivationStatistics(tokens=tokens, largest=largest[name], gram=gram[name] / max(1, tokens))
             for name in names
+            if name not in elsewhere
         }
 
 

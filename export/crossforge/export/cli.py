@@ -61,6 +61,9 @@ def export(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read weights from pickles, which can run code.")
     ] = False,
+    reduce_range: Annotated[
+        bool | None, typer.Option(help="Seven bits a weight: exact without VNNI.", show_default="where this CPU needs it")
+    ] = None,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Write variants that rank differently too, marked as failed.")
     ] = False,
@@ -83,6 +86,7 @@ def export(
             allow_pickle=allow_pickle,
         ),
         calibration=calibration,
+        reduce_range=reduce_range,
         enforce_gates=not no_gate,
     )
     manifest = export_bundle(source, bundle, options, progress=TerminalProgress())

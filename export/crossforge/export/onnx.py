@@ -67,14 +67,18 @@ def save_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + "_data")
     data.unlink(missing_ok=True)  # onnx appends to a data file that is there
-    weight_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weight_bytes < external_data_threshold_bytes:
+    if weight_bytes(model) < external_data_threshold_bytes:
         onnx.save_model(model, str(path))
         return [path]
     copy = ModelProto()
     copy.CopyFrom(model)  # saving moves the weights out of the message that it is given
     onnx.save_model(copy, str(path), save_as_external_data=True, location=data.name, size_threshold=1024)
     return [path, data]
+
+
+def weight_bytes(model: ModelProto) -> int:
+    """Bytes of a model's constant tensors."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def opset_of(model: ModelProto) -> int:

@@ -13,7 +13,7 @@ from crossforge.export.calibration import collect_statistics
 from crossforge.export.passes import PassResult, quantize_int8_dynamic, smooth
 from crossforge.export.passes.int8_dynamic import refuse_quantized
 from crossforge.export.passes.products import find_encoder_products
-from crossforge.export.passes.rounding import column_scales, round_by_output
+from crossforge.export.passes.rounding import LEVELS, column_scales, round_by_output
 from crossforge.runtime.batching import Batch
 
 INT8_SETTINGS: dict[str, str | int | float | bool] = {
@@ -35,6 +35,8 @@ class Int8Recipe:
     """Each encoder weight in int8, by name."""
     smoothed: int
     """Activations that were smoothed."""
+    levels: int
+    """Steps of a weight on each side of zero."""
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -44,18 +46,23 @@ class Int8Recipe:
     def apply(self, *, keep_fp32: Collection[str] = (), quantize_embeddings: bool = True) -> PassResult:
         """Quantize all layers but those whose weights are named."""
         result = quantize_int8_dynamic(
-            self.model, rounded=self.rounded, keep_fp32=keep_fp32, quantize_embeddings=quantize_embeddings
+            self.model,
+            rounded=self.rounded,
+            keep_fp32=keep_fp32,
+            levels=self.levels,
+            quantize_embeddings=quantize_embeddings,
         )
         notes = (f"{self.smoothed} activations smoothed, {len(self.rounded)} weights rounded by output error", *result.notes)
         return PassResult(model=result.model, changed=result.changed, notes=notes)
 
 
-def prepare_int8(model: ModelProto, batches: Sequence[Batch]) -> Int8Recipe:
+def prepare_int8(model: ModelProto, batches: Sequence[Batch], *, levels: int = LEVELS) -> Int8Recipe:
     """Smooth a reranker and round its weights, with what calibration pairs tell about its activations.
 
     Args:
         model: A float32 reranker; not changed.
         batches: Calibration pairs, as the runtime batches them.
+        levels: Steps of a weight on each side of zero.
 
     Raises:
         InputError: The model is already quantized.
@@ -75,9 +82,10 @@ def prepare_int8(model: ModelProto, batches: Sequence[Batch]) -> Int8Recipe:
         weights = {tensor.name: tensor for tensor in current.graph.initializer}
         for product in find_encoder_products(current):
             if product.activation in seen and product.weight not in rounded:
+                gram = seen[product.activation].gram
                 weight = numpy_helper.to_array(weights[product.weight])
-                rounded[product.weight] = round_by_output(weight, column_scales(weight), seen[product.activation].gram)
-    return Int8Recipe(model=current, rounded=rounded, smoothed=smoothed)
+                rounded[product.weight] = round_by_output(weight, column_scales(weight, levels), gram, levels)
+    return Int8Recipe(model=current, rounded=rounded, smoothed=smoothed, levels=levels)
 
 
 def quantize_int8(model: ModelProto, batches: Sequence[Batch]) -> PassResult:

@@ -305,7 +305,20 @@ def _usable_positions(config: PretrainedConfig) -> int | None:
     return positions
 
 
-_COUNTS_POSITIONS_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"})
+_COUNTS_POSITIONS_FROM_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "longformer",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
 """Families whose first token sits at position ``pad_token_id + 1``, so that 514 positions hold 512 tokens."""
 
 

@@ -15,11 +15,13 @@ from crossforge.export.calibration import calibration_batches, read_calibration
 from crossforge.export.onnx import EXTERNAL_DATA_THRESHOLD_BYTES, opset_of, save_onnx
 from crossforge.export.pairs import flatten, verification_pairs
 from crossforge.export.parity import GATES, Gate, compare_logits, describe_moved, describe_parity
+from crossforge.export.passes import fuse_for_cpu
+from crossforge.export.passes.rounding import LEVELS, REDUCED_LEVELS
 from crossforge.export.quantization import INT8_SETTINGS, Int8Recipe, prepare_int8
 from crossforge.export.repair import Repair, find_repair
 from crossforge.profiles import GateError, NonFiniteLogitsError, ParityReport, Precision, Scoring, Variant
 from crossforge.runtime.activation import Floats
-from crossforge.runtime.machine import usable_cores
+from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.progress import Progress, Stage
 from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.scoring import compute_logits
@@ -42,6 +44,8 @@ class VariantOptions:
     gates: Mapping[Precision, Gate] = field(default_factory=lambda: GATES)
     calibration: Path | None = None
     """Pairs in the run format that int8 is tuned on; None takes the built-in ones."""
+    reduce_range: bool | None = None
+    """Seven bits a weight instead of eight, so that no processor saturates; None does so where this one would."""
     repair: bool = True
     """When int8 fails its gate, leave the fewest layers in float32 with which it passes."""
     enforce_gates: bool = True
@@ -91,6 +95,8 @@ class VariantMaker:
         self._progress = progress
         self.records = verification_pairs()
         self.variants: dict[Precision, Variant] = {}
+        exact = bool(set(_EXACT_INT8) & set(inspect_machine().instruction_sets))
+        self._reduce_range = not exact if options.reduce_range is None else options.reduce_range
 
     def add_fp32(self, graph: ModelProto, reference: Floats) -> Floats:
         """Add the float32 variant, judged against PyTorch's logits.
@@ -115,15 +121,15 @@ class VariantMaker:
             records = read_calibration(self._options.calibration)
             names = [value.name for value in graph.graph.input]
             batches = calibration_batches(records, self._tokenizer, pad_token_id=self._pad_token_id, input_names=names)
-            recipe = prepare_int8(graph, batches)
+            recipe = prepare_int8(graph, batches, levels=REDUCED_LEVELS if self._reduce_range else LEVELS)
             quantized = recipe.apply()
             stage.note = "; ".join(quantized.notes)
-        settings = INT8_SETTINGS
-        measured = self._measure(Precision.INT8, quantized.model, reference, against="fp32")
+        settings = {**INT8_SETTINGS, "reduce_range": self._reduce_range}
+        measured = self._measure(Precision.INT8, fuse_for_cpu(quantized.model).model, reference, against="fp32")
         if self._options.repair and self._options.enforce_gates and not measured.parity.passed:
             repair = self._repair(recipe, graph, reference, records)
             settings = {**settings, "layers_kept_fp32": ", ".join(repair.keep_fp32)}
-            repaired = recipe.apply(keep_fp32=repair.keep_fp32).model
+            repaired = fuse_for_cpu(recipe.apply(keep_fp32=repair.keep_fp32).model).model
             measured = self._measure(Precision.INT8, repaired, reference, against="fp32", what="repaired int8")
         self._accept(measured, reference, settings=settings)
 
@@ -146,6 +152,9 @@ class VariantMaker:
             stage.note = f"{len(repair.keep_fp32)} of {len(everything)} layers stay in float32"
         return repair
 
+    def _gate(self, precision: Precision) -> Gate:
+        return self._options.gates.get(precision, GATES[precision])
+
     def _judge(self, precision: Precision, logits: Floats, reference: Floats, *, against: str) -> ParityReport:
         return compare_logits(
             reference,
@@ -153,7 +162,7 @@ class VariantMaker:
             self.records,
             ranking_label=self._scoring.ranking_label,
             name=against,
-            gate=self._options.gates[precision],
+            gate=self._gate(precision),
         )
 
     def _measure(
@@ -185,7 +194,7 @@ class VariantMaker:
             raise GateError(
                 f"the {precision} variant does not rank like {parity.reference}",
                 got=describe_parity(parity) + moved,
-                allowed=self._options.gates[precision].describe(),
+                allowed=self._gate(precision).describe(),
                 fix="Leave it out with --precision, or keep it for study with --no-gate. Nothing was written.",
             )
         if not np.isfinite(measured.logits).all():
@@ -199,7 +208,7 @@ class VariantMaker:
             files=tuple(file.relative_to(self._folder).as_posix() for file in measured.files),
             opset=measured.opset,
             quantization=dict(settings or {}),
-            instruction_sets=_EXACT_INT8 if precision is Precision.INT8 else (),
+            instruction_sets=_EXACT_INT8 if precision is Precision.INT8 and not self._reduce_range else (),
             golden_tolerance=_FP32_TOLERANCE if is_fp32 else max(_SMALLEST_QUANTIZED_TOLERANCE, largest),
             parity=parity,
         )

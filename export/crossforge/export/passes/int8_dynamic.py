@@ -38,6 +38,7 @@ def quantize_int8_dynamic(
     *,
     rounded: Mapping[str, NDArray[np.int8]] | None = None,
     keep_fp32: Collection[str] = (),
+    levels: int = LEVELS,
     quantize_embeddings: bool = True,
 ) -> PassResult:
     """Quantize a reranker's encoder.
@@ -47,6 +48,7 @@ def quantize_int8_dynamic(
         rounded: Weights that are rounded already, by name, int8 [in, out] in units of
             :func:`~crossforge.export.passes.rounding.column_scales`; the others are rounded to nearest.
         keep_fp32: Weights whose layers stay as they are.
+        levels: Steps of a weight on each side of zero; 63 suits processors whose integer products saturate at 127.
         quantize_embeddings: Also store lookup tables of 1,000 rows or more as int8.
 
     Raises:
@@ -55,7 +57,7 @@ def quantize_int8_dynamic(
     _check(model)
     result = ModelProto()
     result.CopyFrom(model)
-    rewriter = _Rewriter(result, rounded or {}, keep_fp32)
+    rewriter = _Rewriter(result, rounded or {}, keep_fp32, levels)
     rewriter.run(quantize_embeddings=quantize_embeddings)
     notes = (
         f"{rewriter.products} matrix products and {rewriter.tables} lookup tables quantized to int8, "
@@ -118,9 +120,12 @@ _GELU = _TokenCode(
 class _Rewriter:
     """Walks a graph once and writes it anew."""
 
-    def __init__(self, model: ModelProto, rounded: Mapping[str, NDArray[np.int8]], keep_fp32: Collection[str]) -> None:
+    def __init__(
+        self, model: ModelProto, rounded: Mapping[str, NDArray[np.int8]], keep_fp32: Collection[str], levels: int
+    ) -> None:
         self._model = model
         self._rounded = rounded
+        self._levels = levels
         self._graph = model.graph
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
         products = find_encoder_products(model)
@@ -192,9 +197,9 @@ class _Rewriter:
 
     def _quantize_weight(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         weight = numpy_helper.to_array(self._weights[name])
-        if name in self._rounded:
-            return self._rounded[name], column_scales(weight)
-        return quantize_columns(weight)
+        scales = column_scales(weight, self._levels)
+        rounded = self._rounded.get(name)
+        return (round_to_nearest(weight, scales, self._levels) if rounded is None else rounded), scales
 
     def _quantize_tokens(self, activation: str, code: _TokenCode, *, inner: int) -> str:
         """Quantize an activation [batch, sequence, inner] once, however many products read it."""

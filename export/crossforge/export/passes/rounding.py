@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = 127
+"""Steps on each side of zero."""
+REDUCED_LEVELS = 63
+"""Half as many: the sum of two u8 x s8 products then fits 16 bits, and no processor saturates."""
 _SMALLEST_SCALE = 1e-12
 _DAMPING = 0.01
 """Share of the mean diagonal that is added to it: keeps the inverse tame where channels hardly vary."""
@@ -19,20 +22,20 @@ _BLOCK_ROWS = 128
 """Rows whose corrections are gathered before they are applied to the rest in one product."""
 
 
-def column_scales(weight: NDArray[np.floating]) -> NDArray[np.float32]:
+def column_scales(weight: NDArray[np.floating], levels: int = LEVELS) -> NDArray[np.float32]:
     """Symmetric int8 scales, float [in, out] -> float32 [out]."""
-    scales: NDArray[np.float32] = np.maximum(np.abs(weight).max(axis=0) / LEVELS, _SMALLEST_SCALE).astype(np.float32)
+    scales: NDArray[np.float32] = np.maximum(np.abs(weight).max(axis=0) / levels, _SMALLEST_SCALE).astype(np.float32)
     return scales
 
 
-def round_to_nearest(weight: NDArray[np.floating], scales: NDArray[np.float32]) -> NDArray[np.int8]:
+def round_to_nearest(weight: NDArray[np.floating], scales: NDArray[np.float32], levels: int = LEVELS) -> NDArray[np.int8]:
     """Float [in, out] and float32 [out] -> int8 [in, out]."""
-    rounded: NDArray[np.int8] = np.clip(np.rint(weight / scales), -LEVELS, LEVELS).astype(np.int8)
+    rounded: NDArray[np.int8] = np.clip(np.rint(weight / scales), -levels, levels).astype(np.int8)
     return rounded
 
 
 def round_by_output(
-    weight: NDArray[np.floating], scales: NDArray[np.float32], gram: NDArray[np.float64]
+    weight: NDArray[np.floating], scales: NDArray[np.float32], gram: NDArray[np.float64], levels: int = LEVELS
 ) -> NDArray[np.int8]:
     """Round a weight so that its layer's output changes least on calibration pairs.
 
@@ -40,6 +43,7 @@ def round_by_output(
         weight: float [in, out].
         scales: float32 [out].
         gram: Mean outer product of the layer's inputs, [in, in]; see :class:`ActivationStatistics`.
+        levels: Steps on each side of zero that ``scales`` were made for.
 
     Returns:
         int8 [in, out].
@@ -55,7 +59,7 @@ def round_by_output(
         stop = min(start + _BLOCK_ROWS, len(rest))
         errors = np.empty((stop - start, rest.shape[1]))
         for row in range(start, stop):
-            rounded[row] = np.clip(np.rint(rest[row] / scales), -LEVELS, LEVELS)
+            rounded[row] = np.clip(np.rint(rest[row] / scales), -levels, levels)
             error = (rest[row] - rounded[row] * scales) / upper[row, row]
             rest[row + 1 : stop] -= np.outer(upper[row, row + 1 : stop], error)
             errors[row - start] = error
