@@ -21,7 +21,7 @@ from common import demo_bundle, workload
 from crossforge.profiles import ExecutionProvider
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.machine import usable_cores
-from crossforge.runtime.scoring import compute_logits
+from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 
@@ -32,19 +32,17 @@ class Setting:
     name: str
     threads: int = 1
     workers: int = usable_cores()
-    budget_tokens: int = 1024
+    budget_tokens: int = CPU_BUDGET_TOKENS
     fuse_skip_layer_norm: bool = False
     spin: bool = True
 
 
 SETTINGS = (
-    Setting("default: a worker a core, 1,024 tokens"),
+    Setting(f"default: a worker a core, {CPU_BUDGET_TOKENS} tokens"),
     Setting("one worker, all threads", threads=usable_cores(), workers=1),
     Setting("one worker, all threads, no spinning", threads=usable_cores(), workers=1, spin=False),
     Setting("SkipLayerNormalization fused", fuse_skip_layer_norm=True),
-    Setting("512 tokens", budget_tokens=512),
-    Setting("2,048 tokens", budget_tokens=2048),
-    Setting("4,096 tokens", budget_tokens=4096),
+    *(Setting(f"{tokens:,} tokens", budget_tokens=tokens) for tokens in (128, 256, 512, 1024, 2048)),
 )
 
 

@@ -15,7 +15,7 @@ from crossforge.export.pairs import calibration_pairs, flatten
 from crossforge.profiles import InputError
 from crossforge.runtime.batching import Batch, collate, plan_batches
 from crossforge.runtime.records import QueryRecord, read_run
-from crossforge.runtime.scoring import DEFAULT_BUDGET_TOKENS
+from crossforge.runtime.scoring import CPU_BUDGET_TOKENS
 from crossforge.runtime.tokenization import PairTokenizer
 
 FEWEST_PAIRS = 16
@@ -63,7 +63,7 @@ def calibration_batches(
     pairs = tokenizer.encode_pairs(flatten(records))
     return [
         collate(pairs, plan, template=tokenizer.template, pad_token_id=pad_token_id, input_names=input_names)
-        for plan in plan_batches(pairs.lengths, budget_tokens=DEFAULT_BUDGET_TOKENS)
+        for plan in plan_batches(pairs.lengths, budget_tokens=CPU_BUDGET_TOKENS)
     ]
 
 

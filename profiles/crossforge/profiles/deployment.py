@@ -14,24 +14,21 @@ from crossforge.profiles.providers import PREFERENCE, ExecutionProvider
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentProfile:
-    """Everything about running a bundle that is not the model.
-
-    The defaults are right for a CPU with a large second-level cache; measure before changing them.
-    """
+    """Everything about running a bundle that is not the model. The defaults suit the provider."""
 
     precision: Precision | None = None
     """None takes the fastest variant that passed its gate and is exact on this processor."""
     providers: tuple[ExecutionProvider, ...] = PREFERENCE
     """Allowed execution providers, best first."""
-    budget_tokens: int = 1024
-    """Largest ``batch x sequence`` of one batch, padding included."""
+    budget_tokens: int | None = None
+    """Largest ``batch x sequence`` of one batch, padding included; None takes what suits the provider."""
     workers: int | None = None
-    """Batches that run at the same time on the CPU, one thread each; None takes one per usable core."""
+    """Batches that run at the same time on the CPU, one thread each; None takes one per usable core, and one on a GPU."""
 
     def __post_init__(self) -> None:
         if not self.providers:
             raise InputError("providers is empty", allowed=", ".join(PREFERENCE))
-        if self.budget_tokens < 1:
+        if self.budget_tokens is not None and self.budget_tokens < 1:
             raise InputError("budget_tokens is too small", got=self.budget_tokens, allowed="1 or more")
         if self.workers is not None and self.workers < 1:
             raise InputError("workers is too small", got=self.workers, allowed="1 or more")

@@ -17,6 +17,7 @@ from crossforge.profiles import (
     CrossforgeError,
     DeploymentProfile,
     EngineError,
+    ExecutionProvider,
     InputError,
     Manifest,
     NonFiniteLogitsError,
@@ -31,7 +32,7 @@ from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan, select_providers
-from crossforge.runtime.scoring import compute_logits
+from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
@@ -89,7 +90,7 @@ class Reranker:
         manifest: Manifest,
         *,
         precision: Precision = Precision.FP32,
-        budget_tokens: int = DeploymentProfile.budget_tokens,
+        budget_tokens: int = CPU_BUDGET_TOKENS,
         workers: int = 1,
         provider_plan: ProviderPlan | None = None,
         precision_choice: PrecisionChoice | None = None,
@@ -157,8 +158,8 @@ class Reranker:
             tokenizer,
             manifest,
             precision=choice.precision,
-            budget_tokens=deployment.budget_tokens,
-            workers=deployment.workers or usable_cores(),
+            budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
+            workers=deployment.workers or (usable_cores() if session.provider is ExecutionProvider.CPU else 1),
             provider_plan=plan,
             precision_choice=choice,
         )

@@ -7,13 +7,21 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from crossforge.profiles import EngineError, PairTemplate
+from crossforge.profiles import EngineError, ExecutionProvider, PairTemplate
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import BatchPlan, collate, plan_batches
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.tokenization import EncodedPairs
 
-DEFAULT_BUDGET_TOKENS = 1024
+CPU_BUDGET_TOKENS = 384
+"""A batch whose widest activations (384 x 1,536 floats for MiniLM) stay in a core's caches; docs/cpu.md has the figures."""
+GPU_BUDGET_TOKENS = 16_384
+"""Enough to fill a GPU; not measured yet."""
+
+
+def default_budget_tokens(provider: ExecutionProvider) -> int:
+    """Largest ``batch x sequence`` that suits a provider."""
+    return CPU_BUDGET_TOKENS if provider is ExecutionProvider.CPU else GPU_BUDGET_TOKENS
 
 
 def compute_logits(
@@ -23,7 +31,7 @@ def compute_logits(
     template: PairTemplate,
     pad_token_id: int,
     labels: int,
-    budget_tokens: int = DEFAULT_BUDGET_TOKENS,
+    budget_tokens: int = CPU_BUDGET_TOKENS,
     workers: int = 1,
     executor: Executor | None = None,
     on_batch: Callable[[int], None] | None = None,
