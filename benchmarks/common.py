@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from crossforge.export.demo import materialize_demo_model
 from crossforge.export.exporter import export_bundle
 from crossforge.export.pairs import builtin_pairs
@@ -42,3 +44,12 @@ def demo_bundle() -> Path:
 
 def demo_checkpoint() -> Path:
     return materialize_demo_model()
+
+
+def scores_by_query(scores: np.ndarray, records: list[QueryRecord]) -> dict[str, dict[str, float]]:
+    result, start = {}, 0
+    for record in records:
+        stop = start + len(record.passages)
+        result[record.qid] = dict(zip((p.id for p in record.passages), scores[start:stop].tolist(), strict=True))
+        start = stop
+    return result

@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 import warnings
 
-import numpy as np
-from common import demo_bundle, demo_checkpoint, workload
+from common import demo_bundle, demo_checkpoint, scores_by_query, workload
 from sentence_transformers import CrossEncoder
 
 from crossforge.export.evaluation import measure, read_qrels
@@ -44,15 +43,6 @@ def main() -> None:
             f"| {name:<21} | {quality.ndcg_at_10:.4f}  | {parity.max_abs_diff:<9.2g} | {parity.mean_abs_diff:<10.2g} "
             f"| {parity.kendall_tau:<11.4f} | {parity.top10_overlap:<14.3f} |"
         )
-
-
-def scores_by_query(scores: np.ndarray, records: list) -> dict[str, dict[str, float]]:
-    result, start = {}, 0
-    for record in records:
-        stop = start + len(record.passages)
-        result[record.qid] = dict(zip((p.id for p in record.passages), scores[start:stop].tolist(), strict=True))
-        start = stop
-    return result
 
 
 if __name__ == "__main__":

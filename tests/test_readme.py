@@ -21,7 +21,7 @@ def test_python_examples_run(
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})  # noqa: S102
+        exec(compile(block, "README.md", "exec"), {})
     assert "3.8 million inhabitants" in capsys.readouterr().out.splitlines()[0]
 
 

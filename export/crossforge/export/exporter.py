@@ -14,6 +14,7 @@ from crossforge.export.bundle import record_files, refuse_other_content, staged_
 from crossforge.export.onnx import export_onnx, opset_of
 from crossforge.export.pairs import flatten
 from crossforge.export.parity import reference_logits
+from crossforge.export.passes import keep_first_row
 from crossforge.export.source import LoadedSource, SourceOptions, load_source
 from crossforge.export.variants import VariantMaker, VariantOptions
 from crossforge.profiles import (
@@ -116,8 +117,9 @@ class _Export:
             stage.note = f"{len(reference)} pairs"
         with self._progress.stage("convert to ONNX") as stage:
             graph = export_onnx(self._loaded.model)
-            stage.note = f"opset {opset_of(graph)}, {len(graph.graph.node)} nodes"
-        fp32 = maker.add_fp32(graph, reference)
+            lean = keep_first_row(graph)
+            stage.note = f"opset {opset_of(graph)}, {len(lean.model.graph.node)} nodes; {'; '.join(lean.notes)}"
+        fp32 = maker.add_fp32(lean.model, reference)
         if Precision.INT8 in self._options.precisions:
             maker.add_int8(graph, fp32)
         if Precision.FP32 not in self._options.precisions:  # it was only the reference

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from crossforge.export.calibration import collect_statistics
-from crossforge.export.passes import PassResult, quantize_int8_dynamic, smooth
+from crossforge.export.passes import PassResult, keep_first_row, quantize_int8_dynamic, smooth
 from crossforge.export.passes.int8_dynamic import refuse_quantized
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.rounding import LEVELS, column_scales, round_by_output
@@ -30,7 +30,7 @@ class Int8Recipe:
     """A model that is ready to be quantized, wholly or in part."""
 
     model: ModelProto
-    """Smoothed, still float32: the same logits up to rounding."""
+    """Smoothed, its last layer cut to the row that the head reads, still float32: the same logits up to rounding."""
     rounded: dict[str, NDArray[np.int8]]
     """Each encoder weight in int8, by name."""
     smoothed: int
@@ -85,6 +85,8 @@ def prepare_int8(model: ModelProto, batches: Sequence[Batch], *, levels: int = L
                 gram = seen[product.activation].gram
                 weight = numpy_helper.to_array(weights[product.weight])
                 rounded[product.weight] = round_by_output(weight, column_scales(weight, levels), gram, levels)
+    # Last, so that the statistics of the last layer are those of all tokens, not of one a pair.
+    current = keep_first_row(current).model
     return Int8Recipe(model=current, rounded=rounded, smoothed=smoothed, levels=levels)
 
 

@@ -1,0 +1,121 @@
+"""What each step of the int8 recipe is worth on TREC DL19: ranking on all pairs, speed in turns on some.
+
+python benchmarks/int8_recipes.py [--queries 43] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+from common import demo_bundle, scores_by_query, workload
+from onnx import ModelProto
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from crossforge.export.calibration import calibration_batches, collect_statistics, read_calibration
+from crossforge.export.evaluation import measure, read_qrels
+from crossforge.export.onnx import export_onnx
+from crossforge.export.parity import OPEN_GATE, compare_logits
+from crossforge.export.passes import fuse_for_cpu, keep_first_row, quantize_int8_dynamic, smooth
+from crossforge.export.passes.products import find_encoder_products
+from crossforge.export.passes.rounding import REDUCED_LEVELS
+from crossforge.export.quantization import prepare_int8
+from crossforge.export.source import load_source
+from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.machine import usable_cores
+from crossforge.runtime.scoring import compute_logits
+from crossforge.runtime.sessions.ort import OnnxRuntimeSession
+from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
+
+SPEED_PAIRS = 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    bundle, work = Bundle.open(demo_bundle()), workload(arguments.queries)
+    if work.qrels is None:
+        raise SystemExit("TREC DL19 is not at hand")
+    judgements = read_qrels(work.qrels)
+    manifest = bundle.manifest
+    tokenizer = PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+    pairs, few = tokenizer.encode_pairs(work.pairs), tokenizer.encode_pairs(work.pairs[:SPEED_PAIRS])
+    full = export_onnx(load_source("demo").model)
+    lean = keep_first_row(full).model
+    batches = calibration_batches(
+        read_calibration(None), tokenizer, pad_token_id=manifest.pad_token_id, input_names=manifest.input_names
+    )
+    recipes: dict[str, Callable[[], ModelProto]] = {
+        "fp32": lambda: lean,
+        "quantize_dynamic (one scale a tensor)": lambda: by_tensor(lean),
+        "one scale a token": lambda: quantize_int8_dynamic(lean).model,
+        "+ smoothed": lambda: quantize_int8_dynamic(smoothed(full, batches)).model,
+        "+ rounded by output error": lambda: prepare_int8(full, batches).apply().model,
+        "the same, 63 levels": lambda: prepare_int8(full, batches, levels=REDUCED_LEVELS).apply().model,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        runs: dict[str, Callable[[EncodedPairs], np.ndarray]] = {}
+        for number, (name, make) in enumerate(recipes.items()):
+            path = Path(folder) / f"{number}.onnx"
+            onnx.save(fuse_for_cpu(make()).model, str(path))
+            runs[name] = runner(path, bundle)
+        logits = {name: run(pairs) for name, run in runs.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(arguments.rounds):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run(few)
+                seconds[name].append(time.perf_counter() - start)
+    print(f"\n{len(work.records)} queries, {len(work.pairs)} pairs; speed on {len(few)} in turns\n")
+    print("| recipe                                | nDCG@10 | Kendall tau | top-10 overlap | mean diff. | pairs/s |")
+    print("|---------------------------------------|---------|-------------|----------------|------------|---------|")
+    for name, values in logits.items():
+        parity = compare_logits(logits["fp32"], values, work.records, ranking_label=0, name="fp32", gate=OPEN_GATE)
+        quality = measure(scores_by_query(values[:, 0], work.records), judgements)
+        print(
+            f"| {name:<37} | {quality.ndcg_at_10:.4f}  | {parity.kendall_tau:<11.4f} | {parity.top10_overlap:<14.3f} "
+            f"| {parity.mean_abs_diff:<10.3f} | {len(few) / statistics.median(seconds[name]):<7.0f} |"
+        )
+
+
+def by_tensor(model: ModelProto) -> ModelProto:
+    """The usual recipe: ONNX Runtime's helper, weights signed and by channel."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "a.onnx", Path(folder) / "b.onnx"
+        onnx.save(model, str(source))
+        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
+        return onnx.load(str(target))
+
+
+def smoothed(model: ModelProto, batches: list) -> ModelProto:
+    widths = {product.activation: product.width for product in find_encoder_products(model)}
+    for statistics_of_some in collect_statistics(model, widths, batches):
+        model = smooth(model, statistics_of_some).model
+    return keep_first_row(model).model
+
+
+def runner(path: Path, bundle: Bundle) -> Callable[[EncodedPairs], np.ndarray]:
+    manifest, session, workers = bundle.manifest, OnnxRuntimeSession(path), usable_cores()
+    executor = ThreadPoolExecutor(workers)
+    return lambda pairs: compute_logits(
+        session,
+        pairs,
+        template=manifest.pair_template,
+        pad_token_id=manifest.pad_token_id,
+        labels=1,
+        workers=workers,
+        executor=executor,
+    )[0]
+
+
+if __name__ == "__main__":
+    main()
