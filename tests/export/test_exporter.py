@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,9 +141,17 @@ def test_no_precision_is_refused() -> None:
         ExportOptions(precisions=())
 
 
-def test_a_precision_that_cannot_be_made_yet_is_refused() -> None:
-    with pytest.raises(InputError, match="fp16 cannot be exported yet; allowed: fp32, int8"):
-        ExportOptions(precisions=(Precision.FP32, Precision.FP16))
+def test_fp16_is_made_on_request_and_ranks_the_same(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = replace(UNGATED, precisions=(Precision.FP32, Precision.FP16))
+    manifest = export_bundle(str(tiny_checkpoint), tmp_path / "bundle", options)
+    variant = manifest.variants[Precision.FP16]
+    sizes = {name: record.size_bytes for name, record in manifest.files.items()}
+    assert set(manifest.variants) == {Precision.FP32, Precision.FP16}
+    assert variant.parity.kendall_tau is not None
+    assert variant.parity.kendall_tau > 0.99
+    assert sizes[variant.path] < 0.8 * sizes[manifest.variants[Precision.FP32].path]
+    with Reranker.load(tmp_path / "bundle", precision="fp16", check_golden=True) as reranker:
+        assert reranker.precision is Precision.FP16
 
 
 # When nothing is written

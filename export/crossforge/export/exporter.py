@@ -32,7 +32,7 @@ from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template, load_tokenizer
 
-SUPPORTED_PRECISIONS = (Precision.FP32, Precision.INT8)
+DEFAULT_PRECISIONS = (Precision.FP32, Precision.INT8)
 _GOLDEN_PAIRS = 8
 _TOOLS = ("crossforge", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers")
 _ACTIVATION_CLASSES = {
@@ -46,14 +46,12 @@ _ACTIVATION_CLASSES = {
 class ExportOptions(VariantOptions):
     """What to make of a source."""
 
-    precisions: tuple[Precision, ...] = SUPPORTED_PRECISIONS
+    precisions: tuple[Precision, ...] = DEFAULT_PRECISIONS
     source: SourceOptions = field(default_factory=SourceOptions)
 
     def __post_init__(self) -> None:
         if not self.precisions:
-            raise InputError("no precision was asked for", allowed=", ".join(SUPPORTED_PRECISIONS))
-        if unknown := [p for p in self.precisions if p not in SUPPORTED_PRECISIONS]:
-            raise InputError(f"{unknown[0]} cannot be exported yet", allowed=", ".join(SUPPORTED_PRECISIONS))
+            raise InputError("no precision was asked for", allowed=", ".join(Precision))
 
 
 def export_bundle(
@@ -120,6 +118,8 @@ class _Export:
             lean = keep_first_row(graph)
             stage.note = f"opset {opset_of(graph)}, {len(lean.model.graph.node)} nodes; {'; '.join(lean.notes)}"
         fp32 = maker.add_fp32(lean.model, reference)
+        if Precision.FP16 in self._options.precisions:
+            maker.add_fp16(lean.model, fp32)
         if Precision.INT8 in self._options.precisions:
             maker.add_int8(graph, fp32)
         if Precision.FP32 not in self._options.precisions:  # it was only the reference

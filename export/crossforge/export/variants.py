@@ -16,11 +16,14 @@ from crossforge.export.onnx import EXTERNAL_DATA_THRESHOLD_BYTES, opset_of, save
 from crossforge.export.pairs import flatten, verification_pairs
 from crossforge.export.parity import GATES, Gate, compare_logits, describe_moved, describe_parity
 from crossforge.export.passes import fuse_for_cpu
+from crossforge.export.passes.fp16 import convert_fp16
+from crossforge.export.passes.fp16_overflow import find_overflows
 from crossforge.export.passes.rounding import LEVELS, REDUCED_LEVELS
 from crossforge.export.quantization import INT8_SETTINGS, Int8Recipe, prepare_int8
 from crossforge.export.repair import Repair, find_repair
 from crossforge.profiles import GateError, NonFiniteLogitsError, ParityReport, Precision, Scoring, Variant
 from crossforge.runtime.activation import Floats
+from crossforge.runtime.batching import Batch
 from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.progress import Progress, Stage
 from crossforge.runtime.records import QueryRecord
@@ -119,9 +122,9 @@ class VariantMaker:
         """
         with self._progress.stage("quantize to int8") as stage:
             records = read_calibration(self._options.calibration)
-            names = [value.name for value in graph.graph.input]
-            batches = calibration_batches(records, self._tokenizer, pad_token_id=self._pad_token_id, input_names=names)
-            recipe = prepare_int8(graph, batches, levels=REDUCED_LEVELS if self._reduce_range else LEVELS)
+            recipe = prepare_int8(
+                graph, self._batches(graph, records), levels=REDUCED_LEVELS if self._reduce_range else LEVELS
+            )
             quantized = recipe.apply()
             stage.note = "; ".join(quantized.notes)
         settings = {**INT8_SETTINGS, "reduce_range": self._reduce_range}
@@ -132,6 +135,27 @@ class VariantMaker:
             repaired = fuse_for_cpu(recipe.apply(keep_fp32=repair.keep_fp32).model).model
             measured = self._measure(Precision.INT8, repaired, reference, against="fp32", what="repaired int8")
         self._accept(measured, reference, settings=settings)
+
+    def add_fp16(self, graph: ModelProto, reference: Floats) -> None:
+        """Add the float16 variant made of a float32 graph, judged against that graph's logits.
+
+        Calibration pairs show which nodes leave float16's range; those stay in float32, and the manifest lists them.
+
+        Raises:
+            GateError: It ranks differently.
+        """
+        with self._progress.stage("convert to fp16") as stage:
+            records = read_calibration(self._options.calibration)
+            overflows = find_overflows(graph, self._batches(graph, records))
+            converted = convert_fp16(graph, keep_fp32_nodes=overflows)
+            stage.note = "; ".join(converted.notes)
+        settings = {"method": "fp16", "nodes_kept_fp32_for_range": ", ".join(overflows)}
+        measured = self._measure(Precision.FP16, converted.model, reference, against="fp32")
+        self._accept(measured, reference, settings=settings)
+
+    def _batches(self, graph: ModelProto, records: Sequence[QueryRecord]) -> list[Batch]:
+        names = [value.name for value in graph.graph.input]
+        return calibration_batches(records, self._tokenizer, pad_token_id=self._pad_token_id, input_names=names)
 
     def _repair(self, recipe: Int8Recipe, graph: ModelProto, reference: Floats, records: Sequence[QueryRecord]) -> Repair:
         few = records[:_SENSITIVITY_QUERIES]
