@@ -10,6 +10,7 @@ import numpy as np
 from crossforge.export.demo import materialize_demo_model
 from crossforge.export.exporter import export_bundle
 from crossforge.export.pairs import builtin_pairs
+from crossforge.profiles import MANIFEST_NAME
 from crossforge.runtime.console import TerminalProgress
 from crossforge.runtime.records import QueryRecord, read_run
 
@@ -37,8 +38,11 @@ def workload(queries: int | None = None) -> Workload:
 
 
 def demo_bundle() -> Path:
-    """A fresh bundle of the embedded model, made by this tree's exporter."""
-    export_bundle("demo", BUNDLE, progress=TerminalProgress())
+    """A bundle of the embedded model, made by this tree's exporter; made again when a source file is newer."""
+    manifest = BUNDLE / MANIFEST_NAME
+    newest = max(path.stat().st_mtime for root in ("profiles", "runtime", "export") for path in (ROOT / root).rglob("*.py"))
+    if not manifest.is_file() or manifest.stat().st_mtime < newest:
+        export_bundle("demo", BUNDLE, progress=TerminalProgress())
     return BUNDLE
 
 

@@ -1,9 +1,21 @@
 """Graph passes: each takes a model, returns a new one, and states what it requires and what it ensures."""
 
 from crossforge.export.passes.cls_only import keep_first_row
+from crossforge.export.passes.fp16 import convert_fp16
+from crossforge.export.passes.fp16_overflow import find_overflows
 from crossforge.export.passes.fuse import fuse_for_cpu
 from crossforge.export.passes.int8_dynamic import quantize_int8_dynamic
 from crossforge.export.passes.result import PassResult
 from crossforge.export.passes.smooth import smooth
+from crossforge.export.passes.trim_vocabulary import trim_vocabulary
 
-__all__ = ["PassResult", "fuse_for_cpu", "keep_first_row", "quantize_int8_dynamic", "smooth"]
+__all__ = [
+    "PassResult",
+    "convert_fp16",
+    "find_overflows",
+    "fuse_for_cpu",
+    "keep_first_row",
+    "quantize_int8_dynamic",
+    "smooth",
+    "trim_vocabulary",
+]

@@ -56,7 +56,7 @@ class OnnxRuntimeSession:
                 str(path),
                 options,
                 providers=[provider.onnxruntime_name],
-                # On the CPU the fused kernel takes six times as long as Add and LayerNormalization do (docs/cpu.md).
+                # Large batches lose to the fused kernel what they win by other fusions (docs/cpu.md).
                 disabled_optimizers=None if on_gpu else ["SkipLayerNormFusion"],
                 enable_fallback=0,
             )
