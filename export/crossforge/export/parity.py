@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,13 +79,10 @@ def compare_logits(
     if ranking_label is not None:
         with np.errstate(invalid="ignore"):
             a, b = relevance(reference, ranking_label), relevance(variant, ranking_label)
-        start = 0
-        for record in records:
-            rows = slice(start, start + len(record.passages))
-            start = rows.stop
+        for _, rows in _rows_by_query(records):
             if (tau := kendall_tau(a[rows], b[rows])) is not None:
                 taus.append(tau)
-            if len(record.passages):
+            if rows.stop > rows.start:
                 best_a, best_b = _best_first(a[rows]), _best_first(b[rows])
                 top1.append(bool(best_a[0] == best_b[0]))
                 top10.append(len(set(best_a[:10].tolist()) & set(best_b[:10].tolist())) / len(best_a[:10]))
@@ -121,15 +118,22 @@ def describe_moved(
     if ranking_label is None:
         return ""
     taus: list[tuple[float, str]] = []
-    a, b = relevance(reference, ranking_label), relevance(variant, ranking_label)
-    start = 0
-    for record in records:
-        rows = slice(start, start + len(record.passages))
-        start = rows.stop
+    with np.errstate(invalid="ignore"):
+        a, b = relevance(reference, ranking_label), relevance(variant, ranking_label)
+    for record, rows in _rows_by_query(records):
         if (tau := kendall_tau(a[rows], b[rows])) is not None:
             taus.append((tau, record.query))
     worst = ", ".join(f"{query!r:.50} ({tau:.2f})" for tau, query in sorted(taus)[:most])
     return f"; most moved: {worst}"
+
+
+def _rows_by_query(records: Sequence[QueryRecord]) -> Iterator[tuple[QueryRecord, slice]]:
+    """Each query with the rows that its pairs take in a matrix of all pairs."""
+    start = 0
+    for record in records:
+        stop = start + len(record.passages)
+        yield record, slice(start, stop)
+        start = stop
 
 
 def kendall_tau(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | None:
