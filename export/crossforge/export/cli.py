@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from crossforge.export.requirements import require_extras
 from crossforge.profiles import Activation, InputError, Manifest, Precision
 from crossforge.runtime.cli import BundleArgument, ProviderOption
 from crossforge.runtime.cli import app as runtime_app
@@ -71,6 +72,7 @@ def export(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Export a cross-encoder to ONNX, quantize it, and prove that its ranking survived."""
+    require_extras("export", "evaluate", "cpu", purpose="Exporting")
     from crossforge.export.exporter import ExportOptions, export_bundle
     from crossforge.export.source import SourceOptions
 
@@ -162,6 +164,7 @@ def demo(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Go the whole way on the embedded model: export, quantize, verify, rank, measure. Needs no model hub."""
+    require_extras("demo", "export", "evaluate", "cpu", purpose="The demonstration")
     from crossforge.export.showcase import run_demo
 
     shown = run_demo(bundle, progress=TerminalProgress())

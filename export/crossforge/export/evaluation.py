@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from crossforge.export.parity import kendall_tau
+from crossforge.export.requirements import require_extras
 from crossforge.profiles import InputError, MissingPackageError, Precision
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.progress import Progress, Silent
@@ -79,6 +80,7 @@ def evaluate_bundle(
         MissingPackageError: ir-measures is not installed.
         BundleError: The bundle cannot be used.
     """
+    require_extras("evaluate", purpose="Evaluating")
     progress = progress or Silent()
     opened = Bundle.open(bundle)
     records = read_run(run)
