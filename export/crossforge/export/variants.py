@@ -22,6 +22,7 @@ from crossforge.export.passes.rounding import LEVELS, REDUCED_LEVELS
 from crossforge.export.quantization import INT8_SETTINGS, Int8Recipe, prepare_int8
 from crossforge.export.repair import Repair, find_repair
 from crossforge.profiles import GateError, NonFiniteLogitsError, ParityReport, Precision, Scoring, Variant
+from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import Batch
 from crossforge.runtime.machine import inspect_machine, usable_cores
@@ -34,8 +35,6 @@ from crossforge.runtime.tokenization import PairTokenizer
 _FP32_TOLERANCE = 1e-3
 _QUANTIZED_TOLERANCE_FACTOR = 2.0
 _SMALLEST_QUANTIZED_TOLERANCE = 0.05
-_EXACT_INT8 = ("avx512_vnni", "avx_vnni", "arm64")
-"""Where u8 x s8 products accumulate in 32 bits; elsewhere they pass through saturating 16-bit sums."""
 _SENSITIVITY_QUERIES = 4
 """Calibration queries that a layer's sensitivity is measured on; the search runs once a layer."""
 
@@ -98,7 +97,7 @@ class VariantMaker:
         self._progress = progress
         self.records = verification_pairs()
         self.variants: dict[Precision, Variant] = {}
-        exact = bool(set(_EXACT_INT8) & set(inspect_machine().instruction_sets))
+        exact = bool(set(EXACT_INT8_INSTRUCTION_SETS) & set(inspect_machine().instruction_sets))
         self._reduce_range = not exact if options.reduce_range is None else options.reduce_range
 
     def add_fp32(self, graph: ModelProto, reference: Floats) -> Floats:
@@ -232,7 +231,7 @@ class VariantMaker:
             files=tuple(file.relative_to(self._folder).as_posix() for file in measured.files),
             opset=measured.opset,
             quantization=dict(settings or {}),
-            instruction_sets=_EXACT_INT8 if precision is Precision.INT8 and not self._reduce_range else (),
+            instruction_sets=EXACT_INT8_INSTRUCTION_SETS if precision is Precision.INT8 and not self._reduce_range else (),
             golden_tolerance=_FP32_TOLERANCE if is_fp32 else max(_SMALLEST_QUANTIZED_TOLERANCE, largest),
             parity=parity,
         )

@@ -16,3 +16,7 @@ class Precision(StrEnum):
     def file_name(self) -> str:
         """The variant's file inside the bundle's ``onnx/`` folder, named as Hugging Face ONNX repositories do."""
         return "model.onnx" if self is Precision.FP32 else f"model_{self.value}.onnx"
+
+
+EXACT_INT8_INSTRUCTION_SETS = ("avx512_vnni", "avx_vnni", "arm64")
+"""Where u8 x s8 products accumulate in 32 bits (ARM is not measured yet); elsewhere 16-bit sums on the way saturate."""

