@@ -83,25 +83,41 @@ def collect_statistics(
     """
     for names in _chunks(widths):
         session = _open_with_outputs(model, names)
-        tokens = 0
-        elsewhere: set[str] = set()  # not of the batch's tokens: a table of relative positions, say
+        tokens = dict.fromkeys(names, 0)
+        elsewhere: set[str] = set()
         largest = {name: np.zeros(widths[name]) for name in names}
         gram = {name: np.zeros((widths[name], widths[name])) for name in names}
         for batch in batches:
             real = batch["attention_mask"].astype(bool)
-            tokens += int(real.sum())
             for name, value in zip(names, session.run(names, batch), strict=True):
-                if value.shape[:2] != real.shape:
+                rows = token_rows(value, real)
+                if rows is None:
                     elsewhere.add(name)
                     continue
-                rows = value[real]
+                tokens[name] += len(rows)
                 np.maximum(largest[name], np.abs(rows).max(axis=0), out=largest[name])
                 gram[name] += rows.T @ rows
         yield {
-            name: ActivationStatistics(tokens=tokens, largest=largest[name], gram=gram[name] / max(1, tokens))
+            name: ActivationStatistics(tokens=tokens[name], largest=largest[name], gram=gram[name] / max(1, tokens[name]))
             for name in names
             if name not in elsewhere
         }
+
+
+def token_rows(value: NDArray[np.float32], real: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+    """The rows of an activation [batch, sequence, hidden] that stand for tokens, float32 [tokens, hidden].
+
+    Where the last layer was cut to the row that the head reads, [batch, 1, hidden], all rows do. None where the activation
+    is not of the batch's tokens: a table of relative positions, say.
+
+    Args:
+        value: The activation.
+        real: Which tokens are not padding: bool [batch, sequence].
+    """
+    if value.shape[:2] == real.shape:
+        rows: NDArray[np.float32] = value[real]
+        return rows
+    return value[:, 0] if value.shape[:2] == (len(real), 1) else None
 
 
 def _chunks(widths: dict[str, int]) -> Iterator[list[str]]:

@@ -121,7 +121,7 @@ class _Export:
         if Precision.FP16 in self._options.precisions:
             maker.add_fp16(lean.model, fp32)
         if Precision.INT8 in self._options.precisions:
-            maker.add_int8(graph, fp32)
+            maker.add_int8(lean.model, fp32)
         if Precision.FP32 not in self._options.precisions:  # it was only the reference
             for name in maker.variants.pop(Precision.FP32).files:
                 (self._folder / name).unlink()

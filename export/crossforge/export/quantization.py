@@ -59,6 +59,8 @@ class Int8Recipe:
 def prepare_int8(model: ModelProto, batches: Sequence[Batch], *, levels: int = LEVELS) -> Int8Recipe:
     """Smooth a reranker and round its weights, with what calibration pairs tell about its activations.
 
+    The last layer is cut to the row that the head reads first, so what is learned about it is of the rows that it computes.
+
     Args:
         model: A float32 reranker; not changed.
         batches: Calibration pairs, as the runtime batches them.
@@ -68,6 +70,7 @@ def prepare_int8(model: ModelProto, batches: Sequence[Batch], *, levels: int = L
         InputError: The model is already quantized.
     """
     refuse_quantized(model)
+    model = keep_first_row(model).model
     widths = {product.activation: product.width for product in find_encoder_products(model)}
     current = model
     rounded: dict[str, NDArray[np.int8]] = {}
@@ -85,8 +88,6 @@ def prepare_int8(model: ModelProto, batches: Sequence[Batch], *, levels: int = L
                 gram = seen[product.activation].gram
                 weight = numpy_helper.to_array(weights[product.weight])
                 rounded[product.weight] = round_by_output(weight, column_scales(weight, levels), gram, levels)
-    # Last, so that the statistics of the last layer are those of all tokens, not of one a pair.
-    current = keep_first_row(current).model
     return Int8Recipe(model=current, rounded=rounded, smoothed=smoothed, levels=levels)
 
 

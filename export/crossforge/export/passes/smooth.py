@@ -25,6 +25,8 @@ MIGRATION = 0.65
 """How much of a channel's size moves into the weights: 0 none, 1 all. Chosen on the demo model (docs/int8.md)."""
 _SMALLEST = 1e-3
 _SUFFIX = "_smoothed"
+_SELECTIONS = frozenset({"Gather", "Slice"})
+"""Operators by which the last layer, cut to one row, reads its input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,7 @@ def smooth(
     producers = {output: node for node in graph.node for output in node.output}
     readers: dict[str, list[EncoderProduct]] = {}
     for product in find_encoder_products(result):
-        producer = producers.get(product.activation)
-        if product.activation in statistics and producer is not None and producer.op_type == "LayerNormalization":
+        if product.activation in statistics and _is_normalized(product.activation, producers):
             readers.setdefault(product.activation, []).append(product)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     scales: dict[str, NDArray[np.float64]] = {}
@@ -89,6 +90,14 @@ def smooth(
         scales=scales,
         sources=sources,
     )
+
+
+def _is_normalized(activation: str, producers: Mapping[str, NodeProto]) -> bool:
+    """Whether an activation is a LayerNorm's output, or the first row of one."""
+    producer = producers.get(activation)
+    if producer is not None and producer.op_type in _SELECTIONS:
+        producer = producers.get(producer.input[0])
+    return producer is not None and producer.op_type == "LayerNormalization"
 
 
 def _balance(largest: NDArray[np.float64], weights: list[NDArray[np.float32]], migration: float) -> NDArray[np.float64]:
