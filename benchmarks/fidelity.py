@@ -11,8 +11,9 @@ import warnings
 from common import demo_bundle, demo_checkpoint, scores_by_query, workload
 from sentence_transformers import CrossEncoder
 
-from crossforge.export.evaluation import measure, read_qrels
-from crossforge.export.parity import OPEN_GATE, compare_logits
+from crossforge.export.gates import OPEN_GATE
+from crossforge.export.parity import compare_logits
+from crossforge.export.quality import measure_quality, read_qrels
 from crossforge.profiles import Precision
 from crossforge.runtime import Reranker
 
@@ -38,7 +39,7 @@ def main() -> None:
     reference = logits["sentence-transformers"]
     for name, values in logits.items():
         parity = compare_logits(reference, values, work.records, ranking_label=0, name="checkpoint", gate=OPEN_GATE)
-        quality = measure(scores_by_query(values[:, 0], work.records), judgements)
+        quality = measure_quality(scores_by_query(values[:, 0], work.records), judgements)
         print(
             f"| {name:<21} | {quality.ndcg_at_10:.4f}  | {parity.max_abs_diff:<9.2g} | {parity.mean_abs_diff:<10.2g} "
             f"| {parity.kendall_tau:<11.4f} | {parity.top10_overlap:<14.3f} |"

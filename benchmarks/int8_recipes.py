@@ -20,13 +20,14 @@ from onnx import ModelProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from crossforge.export.calibration import calibration_batches, collect_statistics, read_calibration
-from crossforge.export.evaluation import measure, read_qrels
+from crossforge.export.dynamic_quantization import prepare_int8
+from crossforge.export.gates import OPEN_GATE
 from crossforge.export.onnx import export_onnx
-from crossforge.export.parity import OPEN_GATE, compare_logits
+from crossforge.export.parity import compare_logits
 from crossforge.export.passes import fuse_for_cpu, keep_first_row, quantize_int8_dynamic, smooth
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.rounding import REDUCED_LEVELS
-from crossforge.export.quantization import prepare_int8
+from crossforge.export.quality import measure_quality, read_qrels
 from crossforge.export.source import load_source
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.machine import usable_cores
@@ -80,7 +81,7 @@ def main() -> None:
     print("|---------------------------------------|---------|-------------|----------------|------------|---------|")
     for name, values in logits.items():
         parity = compare_logits(logits["fp32"], values, work.records, ranking_label=0, name="fp32", gate=OPEN_GATE)
-        quality = measure(scores_by_query(values[:, 0], work.records), judgements)
+        quality = measure_quality(scores_by_query(values[:, 0], work.records), judgements)
         print(
             f"| {name:<37} | {quality.ndcg_at_10:.4f}  | {parity.kendall_tau:<11.4f} | {parity.top10_overlap:<14.3f} "
             f"| {parity.mean_abs_diff:<10.3f} | {len(few) / statistics.median(seconds[name]):<7.0f} |"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from crossforge.export.demo import materialize_demo_model
-from crossforge.export.evaluation import evaluate_bundle, measure, read_qrels
+from crossforge.export.evaluation import evaluate_bundle
+from crossforge.export.quality import measure_quality, read_qrels
 from crossforge.profiles import InputError, Precision
 from crossforge.runtime import Reranker
 from crossforge.runtime.records import QueryRecord, read_run
@@ -16,7 +17,7 @@ from crossforge.runtime.records import QueryRecord, read_run
 
 def test_measures_equal_a_calculation_by_hand() -> None:
     judgements = {"q": {"a": 3, "b": 0, "c": 1}}
-    quality = measure({"q": {"b": 3.0, "c": 2.0, "a": 1.0}}, judgements)
+    quality = measure_quality({"q": {"b": 3.0, "c": 2.0, "a": 1.0}}, judgements)
     gain = 1 / math.log2(3) + 3 / math.log2(4)
     ideal = 3 / math.log2(2) + 1 / math.log2(3)
     assert quality.ndcg_at_10 == pytest.approx(gain / ideal, abs=1e-4)
@@ -26,7 +27,7 @@ def test_measures_equal_a_calculation_by_hand() -> None:
 
 def test_min_relevance_moves_mrr() -> None:
     judgements = {"q": {"a": 3, "c": 1}}
-    quality = measure({"q": {"b": 3.0, "c": 2.0, "a": 1.0}}, judgements, min_relevance=2)
+    quality = measure_quality({"q": {"b": 3.0, "c": 2.0, "a": 1.0}}, judgements, min_relevance=2)
     assert quality.mrr_at_10 == pytest.approx(1 / 3)
 
 
@@ -62,7 +63,7 @@ def test_fp32_ranks_trec_dl19_as_sentence_transformers_does(demo_bundle: Path, s
     with Reranker.load(demo_bundle, precision=Precision.FP32) as reranker:
         logits = reranker.score_pairs(pairs).logits[:, 0]
     assert np.abs(logits - expected).max() < 1e-4
-    ours, theirs = (measure(_by_query(scores, records), judgements) for scores in (logits, expected))
+    ours, theirs = (measure_quality(_by_query(scores, records), judgements) for scores in (logits, expected))
     assert ours.ndcg_at_10 == pytest.approx(theirs.ndcg_at_10, abs=1e-3)
 
 

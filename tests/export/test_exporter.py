@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from crossforge.export.exporter import ExportOptions, export_bundle
+from crossforge.export.gates import GATES, OPEN_GATE, Gate
 from crossforge.export.pairs import digest_pairs, flatten, verification_pairs
-from crossforge.export.parity import GATES, OPEN_GATE, Gate
 from crossforge.export.source import SourceOptions
 from crossforge.profiles import MANIFEST_NAME, Activation, GateError, InputError, Manifest, Precision, SourceError
 from crossforge.runtime import Reranker
@@ -39,7 +39,8 @@ def manifest(tiny_bundle: Path) -> Manifest:
 def test_a_bundle_holds_its_variants_and_what_the_hub_keeps_with_a_model(tiny_bundle: Path) -> None:
     files = {path.relative_to(tiny_bundle).as_posix() for path in tiny_bundle.rglob("*") if path.is_file()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"}
-    assert files == {MANIFEST_NAME, "config.json", *tokenizer, "onnx/model.onnx", "onnx/model_int8.onnx"}
+    reports = {"reports/parity.json", "reports/parity.md"}
+    assert files == {MANIFEST_NAME, "config.json", *tokenizer, *reports, "onnx/model.onnx", "onnx/model_int8.onnx"}
 
 
 def test_every_file_is_recorded_as_it_is(tiny_bundle: Path, manifest: Manifest) -> None:
@@ -263,4 +264,4 @@ def test_the_demo_passes_every_gate(demo_bundle: Path) -> None:
     assert variants.keys() == {Precision.FP32, Precision.INT8}
     for precision, variant in variants.items():
         assert variant.parity.passed
-        assert GATES[precision].passes(variant.parity.max_abs_diff, variant.parity.kendall_tau)
+        assert GATES[precision].passes(variant.parity)

@@ -15,11 +15,11 @@ import torch
 from onnx import ModelProto
 
 from crossforge.export.calibration import calibration_batches, collect_statistics, read_calibration
+from crossforge.export.dynamic_quantization import quantize_int8
 from crossforge.export.onnx import export_onnx
 from crossforge.export.pairs import calibration_pairs, verification_pairs
 from crossforge.export.passes import quantize_int8_dynamic, smooth
 from crossforge.export.passes.products import find_encoder_products
-from crossforge.export.quantization import quantize_int8
 from crossforge.export.source import LoadedSource
 from crossforge.profiles import InputError
 from crossforge.runtime.batching import Batch

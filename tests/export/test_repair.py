@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crossforge.export.exporter import ExportOptions, export_bundle
-from crossforge.export.parity import GATES, Gate
-from crossforge.export.quantization import Int8Recipe
+from crossforge.export.gates import GATES, Gate
 from crossforge.export.repair import find_repair
 from crossforge.profiles import GateError, Precision
 from crossforge.runtime import Reranker
@@ -18,22 +16,11 @@ from crossforge.runtime.bundle import Bundle
 from support.tiny_models import UNGATED
 
 
-@dataclass
-class Layers:
-    """Stands for a recipe: the search asks it for nothing but the names of its layers."""
-
-    products: tuple[str, ...]
-
-
-def recipe(*names: str) -> Int8Recipe:
-    return cast(Int8Recipe, Layers(names))
-
-
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12, unique=True), st.floats(0, 6))
 def test_the_fewest_most_sensitive_layers_are_left_out(costs: list[float], tolerated: float) -> None:
     cost = {f"layer {i}": value for i, value in enumerate(costs)}
     found = find_repair(
-        recipe(*cost),
+        list(cost),
         loss=lambda quantized: sum(cost[name] for name in quantized),
         passes=lambda kept: sum(value for name, value in cost.items() if name not in kept) <= tolerated,
     )
@@ -59,6 +46,8 @@ def test_a_failing_variant_is_repaired(tiny_checkpoint: Path, tiny_bundle: Path,
     kept = str(variant.quantization["layers_kept_fp32"]).split(", ")
     assert variant.parity.passed
     assert 1 <= len(kept) < 12
+    assert int(variant.quantization["repair_added_bytes"]) > 0
+    assert float(variant.quantization["repair_slowdown"]) > 0
     assert variant.parity.max_abs_diff <= whole.parity.max_abs_diff * 0.7
     with Reranker.load(tmp_path / "repaired", precision="int8", check_golden=True) as reranker:
         assert reranker.precision is Precision.INT8

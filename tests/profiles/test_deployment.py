@@ -82,6 +82,7 @@ def test_every_precision_has_the_file_name_of_the_hub() -> None:
         Precision.FP32: "model.onnx",
         Precision.FP16: "model_fp16.onnx",
         Precision.INT8: "model_int8.onnx",
+        Precision.INT8_QDQ: "model_int8_qdq.onnx",
     }
 
 

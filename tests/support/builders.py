@@ -46,6 +46,9 @@ def make_parity(**overrides: Any) -> ParityReport:
         "kendall_tau": 1.0,
         "top1_agreement": 1.0,
         "top10_overlap": 1.0,
+        "ties_created": 0,
+        "non_finite": 0,
+        "quality": None,
         "passed": True,
     }
     return ParityReport(**figures | overrides)

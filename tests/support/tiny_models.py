@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from crossforge.export.exporter import ExportOptions
-from crossforge.export.parity import OPEN_GATE
+from crossforge.export.gates import OPEN_GATE
 from crossforge.profiles import Precision
 
 MAX_LENGTH = 96

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from crossforge.export.gates import parse_gates
+from crossforge.export.options import Int8Recipe, RangeMethod
 from crossforge.export.requirements import require_extras
 from crossforge.profiles import Activation, InputError, Manifest, Precision
 from crossforge.runtime.cli import BundleArgument, ProviderOption
@@ -25,6 +27,10 @@ from crossforge.runtime.console import (
     print_ranking,
 )
 
+if TYPE_CHECKING:
+    from crossforge.export.evaluation import Evaluation
+    from crossforge.export.quality import Quality
+
 app = typer.Typer(
     name="crossforge",
     help="Cross-encoder rerankers in production: exported, quantized, proven to rank the same, and served fast.",
@@ -35,6 +41,37 @@ app = typer.Typer(
 
 DEFAULT_DEMO_BUNDLE = Path("demo-bundle")
 
+CalibrationOption = Annotated[
+    Path | None, typer.Option(help="Pairs in the run format to tune quantization on.", show_default="built-in pairs")
+]
+VerificationOption = Annotated[
+    Path | None,
+    typer.Option(help="Pairs in the run format to judge variants on; not the calibration's.", show_default="built-in pairs"),
+]
+QrelsOption = Annotated[
+    Path | None, typer.Option(help="Judgements of those pairs in TREC format: the gate looks at nDCG and MRR too.")
+]
+GateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A threshold, [PRECISION:]NAME=NUMBER, such as int8:min_kendall_tau=0.97; repeat for more.", show_default=False
+    ),
+]
+NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Write variants that rank differently too, marked as failed.")]
+NoRepairOption = Annotated[
+    bool, typer.Option("--no-repair", help="Refuse int8 that fails its gate, instead of leaving layers in float32.")
+]
+RecipeOption = Annotated[
+    Int8Recipe, typer.Option("--int8", help="Scales of int8's activations: by token as they come, or fixed by calibration.")
+]
+RangesOption = Annotated[RangeMethod, typer.Option(help="How fixed scales are chosen (static int8 and int8_qdq).")]
+ReduceRangeOption = Annotated[
+    bool | None, typer.Option(help="Seven bits a weight: exact without VNNI.", show_default="where this CPU needs it")
+]
+ReportOption = Annotated[
+    Path | None, typer.Option(help="Also write the parity report here, even if a variant is refused.", show_default=False)
+]
+
 
 @app.command()
 @handles_errors
@@ -42,9 +79,16 @@ def export(
     source: Annotated[str, typer.Argument(help="A model folder, a hub id, or the word demo.", show_default=False)],
     bundle: Annotated[Path, typer.Argument(help="The folder to write; a bundle there is replaced.", show_default=False)],
     precision: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "fp32,int8",
-    calibration: Annotated[
-        Path | None, typer.Option(help="Pairs in the run format to tune int8 on.", show_default="built-in pairs")
-    ] = None,
+    calibration: CalibrationOption = None,
+    verification: VerificationOption = None,
+    qrels: QrelsOption = None,
+    gate: GateOption = None,
+    no_gate: NoGateOption = False,
+    no_repair: NoRepairOption = False,
+    int8: RecipeOption = Int8Recipe.DYNAMIC,
+    ranges: RangesOption = RangeMethod.PERCENTILE,
+    reduce_range: ReduceRangeOption = None,
+    report: ReportOption = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a pair.", show_default="the model's limit")] = None,
     query_max_length: Annotated[
         int | None, typer.Option(help="Tokens that a query keeps; the passage gives way.", show_default="64")
@@ -61,12 +105,6 @@ def export(
     ] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read weights from pickles, which can run code.")
-    ] = False,
-    reduce_range: Annotated[
-        bool | None, typer.Option(help="Seven bits a weight: exact without VNNI.", show_default="where this CPU needs it")
-    ] = None,
-    no_gate: Annotated[
-        bool, typer.Option("--no-gate", help="Write variants that rank differently too, marked as failed.")
     ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
@@ -87,15 +125,69 @@ def export(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         ),
+        gates=parse_gates(gate or ()),
+        verification=verification,
+        qrels=qrels,
         calibration=calibration,
+        recipe=int8,
+        range_method=ranges,
         reduce_range=reduce_range,
+        repair=not no_repair,
         enforce_gates=not no_gate,
+        report=report,
     )
     manifest = export_bundle(source, bundle, options, progress=TerminalProgress())
     if as_json:
         print_json({"bundle": str(bundle), "variants": _variants_document(manifest)})
         return
     out.print(f"Wrote [bold]{escape(str(bundle))}[/]. Next: crossforge rank {escape(str(bundle))} -q QUERY --passages FILE")
+
+
+@app.command()
+@handles_errors
+def quantize(
+    bundle: BundleArgument,
+    precision: Annotated[str, typer.Option(help="Variants to add or to make anew, separated by commas.")] = "int8",
+    output: Annotated[
+        Path | None, typer.Option(help="The folder to write instead of changing BUNDLE.", show_default="BUNDLE")
+    ] = None,
+    calibration: CalibrationOption = None,
+    verification: VerificationOption = None,
+    qrels: QrelsOption = None,
+    gate: GateOption = None,
+    no_gate: NoGateOption = False,
+    no_repair: NoRepairOption = False,
+    int8: RecipeOption = Int8Recipe.DYNAMIC,
+    ranges: RangesOption = RangeMethod.PERCENTILE,
+    reduce_range: ReduceRangeOption = None,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Add variants to a bundle, made of its fp32 graph and held to the same gate. Needs no checkpoint."""
+    require_extras("quantize", "evaluate", "cpu", purpose="Quantizing")
+    from crossforge.export.options import VariantOptions
+    from crossforge.export.quantize import quantize_bundle
+
+    options = VariantOptions(
+        gates=parse_gates(gate or ()),
+        verification=verification,
+        qrels=qrels,
+        calibration=calibration,
+        recipe=int8,
+        range_method=ranges,
+        reduce_range=reduce_range,
+        repair=not no_repair,
+        enforce_gates=not no_gate,
+        report=report,
+    )
+    manifest = quantize_bundle(bundle, _parse_precisions(precision), options, target=output, progress=TerminalProgress())
+    if as_json:
+        print_json({"bundle": str(output or bundle), "variants": _variants_document(manifest)})
+        return
+    out.print(
+        f"Wrote [bold]{escape(str(output or bundle))}[/]; reports/parity.md there says which queries each variant moves."
+    )
 
 
 @app.command()
@@ -113,7 +205,7 @@ def evaluate(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Measure nDCG@10, MRR@10 and recall@100 of a bundle's variants, side by side."""
-    from crossforge.export.evaluation import Quality, evaluate_bundle
+    from crossforge.export.evaluation import evaluate_bundle
 
     evaluation = evaluate_bundle(
         bundle,
@@ -124,34 +216,23 @@ def evaluate(
         provider=provider,
         progress=TerminalProgress(),
     )
-
-    def figures(quality: Quality) -> dict[str, float]:
-        return {"ndcg@10": quality.ndcg_at_10, "mrr@10": quality.mrr_at_10, "recall@100": quality.recall_at_100}
-
     if as_json:
-        print_json(
-            {
-                "queries": evaluation.queries,
-                "unjudged_queries": evaluation.unjudged_queries,
-                "pairs": evaluation.pairs,
-                "first_stage": figures(evaluation.first_stage),
-                "variants": {
-                    name: {**figures(v.quality), "kendall_tau": v.kendall_tau, "pairs_per_s": v.pairs_per_s}
-                    for name, v in evaluation.variants.items()
-                },
-            }
-        )
+        print_json(_evaluation_document(evaluation))
         return
-    table = Table("", "nDCG@10", "MRR@10", "recall@100", "Kendall tau", "pairs/s", box=None)
-    rows = [("first stage", evaluation.first_stage, "-", "-")]
+    table = Table("", "nDCG@10", "MRR@10", "recall@100", "change (95 % interval)", "p", "Kendall tau", "pairs/s", box=None)
+    table.add_row("first stage", *_figures(evaluation.first_stage), "", "", "", "")
     for name, variant in evaluation.variants.items():
         tau = "-" if variant.kendall_tau is None else f"{variant.kendall_tau:.4f}"
-        rows.append((name, variant.quality, tau, f"{variant.pairs_per_s:.0f}"))
-    for label, quality, tau, rate in rows:
-        table.add_row(label, *(f"{value:.4f}" for value in figures(quality).values()), tau, rate)
+        change = p_value = ""
+        if (difference := variant.difference) is not None:
+            low, high = difference.interval_95
+            change, p_value = f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f})", f"{difference.p_value:.3f}"
+        table.add_row(name, *_figures(variant.quality), change, p_value, tau, f"{variant.pairs_per_s:.0f}")
     out.print(table)
-    first = next(iter(evaluation.variants))
-    out.print(f"{evaluation.queries} queries, {evaluation.pairs} pairs; Kendall tau against {first}.")
+    out.print(
+        f"{evaluation.queries} queries, {evaluation.pairs} pairs; change of nDCG@10 and Kendall tau against "
+        f"{evaluation.reference}; p by paired randomization."
+    )
     if evaluation.unjudged_queries:
         out.print(f"{evaluation.unjudged_queries} queries of the run have no judgement and were left out.")
 
@@ -227,6 +308,34 @@ def _parse_precisions(text: str) -> tuple[Precision, ...]:
         return tuple(dict.fromkeys(Precision(name.strip()) for name in text.split(",")))
     except ValueError:
         raise InputError("unknown precision", got=repr(text), allowed=", ".join(Precision)) from None
+
+
+def _figures(quality: Quality) -> tuple[str, str, str]:
+    return f"{quality.ndcg_at_10:.4f}", f"{quality.mrr_at_10:.4f}", f"{quality.recall_at_100:.4f}"
+
+
+def _evaluation_document(evaluation: Evaluation) -> dict[str, object]:
+    """What ``--json`` says of an evaluation."""
+
+    def figures(quality: Quality) -> dict[str, float]:
+        return {"ndcg@10": quality.ndcg_at_10, "mrr@10": quality.mrr_at_10, "recall@100": quality.recall_at_100}
+
+    return {
+        "queries": evaluation.queries,
+        "unjudged_queries": evaluation.unjudged_queries,
+        "pairs": evaluation.pairs,
+        "first_stage": figures(evaluation.first_stage),
+        "reference": evaluation.reference,
+        "variants": {
+            name: {
+                **figures(variant.quality),
+                "ndcg@10_difference": variant.difference,
+                "kendall_tau": variant.kendall_tau,
+                "pairs_per_s": variant.pairs_per_s,
+            }
+            for name, variant in evaluation.variants.items()
+        },
+    }
 
 
 def _variants_document(manifest: Manifest) -> dict[Precision, dict[str, object]]:

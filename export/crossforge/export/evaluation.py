@@ -10,24 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from crossforge.export.parity import kendall_tau
+from crossforge.export.quality import Difference, Quality, Scores, compare_quality, measure_quality, read_qrels
 from crossforge.export.requirements import require_extras
-from crossforge.profiles import InputError, MissingPackageError, Precision
+from crossforge.profiles import InputError, Precision
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.records import QueryRecord, read_run
 from crossforge.runtime.reranker import Reranker
-
-Scores = dict[str, dict[str, float]]
-"""Score by passage id, by query id."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """Means over the judged queries."""
-
-    ndcg_at_10: float
-    mrr_at_10: float
-    recall_at_100: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +25,9 @@ class VariantEvaluation:
 
     quality: Quality
     kendall_tau: float | None
-    """Mean tau-b with the first variant's order; 1 for the first itself, None where it cannot be had."""
+    """Mean tau-b with the reference's order; 1 for the reference itself, None where it cannot be had."""
+    difference: Difference | None
+    """nDCG@10 against the reference, with its test; None for the reference itself."""
     pairs_per_s: float
     """Scoring rate of this one pass, tokenization included; a rough figure, not a benchmark."""
 
@@ -51,6 +42,8 @@ class Evaluation:
     pairs: int
     first_stage: Quality
     """The order in which the run lists the passages."""
+    reference: Precision
+    """The variant that the others are compared with: fp32, or the first one where that was not evaluated."""
     variants: dict[Precision, VariantEvaluation]
 
 
@@ -92,71 +85,41 @@ def evaluate_bundle(
             got=f"query ids {', '.join(record.qid for record in records[:3])}...",
             allowed=f"such as {', '.join(list(judgements)[:3])}",
         )
+    pairs = sum(len(record.passages) for record in judged)
     first_stage = {r.qid: {p.id: float(-rank) for rank, p in enumerate(r.passages)} for r in judged}
-    variants: dict[Precision, VariantEvaluation] = {}
-    reference: Scores | None = None
-    for precision in precisions or tuple(opened.manifest.variants):
+    chosen = tuple(precisions or opened.manifest.variants)
+    reference = Precision.FP32 if Precision.FP32 in chosen else chosen[0]
+    scores: dict[Precision, Scores] = {}
+    qualities: dict[Precision, Quality] = {}
+    rates: dict[Precision, float] = {}
+    for precision in chosen:
         with progress.stage(f"rerank with {precision}") as stage:
             with Reranker.load(opened, precision=precision, provider=provider) as reranker:
                 start = time.perf_counter()
-                scores: Scores = {}
+                scored: dict[str, dict[str, float]] = {}
                 for done, record in enumerate(judged, start=1):
-                    scores[record.qid] = _score(reranker, record)
+                    scored[record.qid] = _score(reranker, record)
                     stage.advance(done, len(judged))
-                seconds = time.perf_counter() - start
-            reference = reference or scores
-            variants[precision] = VariantEvaluation(
-                quality=measure(scores, judgements, min_relevance=min_relevance),
-                kendall_tau=_mean_tau(reference, scores),
-                pairs_per_s=sum(len(record.passages) for record in judged) / seconds,
-            )
-            stage.note = f"nDCG@10 {variants[precision].quality.ndcg_at_10:.4f}"
+                rates[precision] = pairs / (time.perf_counter() - start)
+            scores[precision] = scored
+            qualities[precision] = measure_quality(scored, judgements, min_relevance=min_relevance)
+            stage.note = f"nDCG@10 {qualities[precision].ndcg_at_10:.4f}"
     return Evaluation(
         queries=len(judged),
         unjudged_queries=len(records) - len(judged),
-        pairs=sum(len(record.passages) for record in judged),
-        first_stage=measure(first_stage, judgements, min_relevance=min_relevance),
-        variants=variants,
+        pairs=pairs,
+        first_stage=measure_quality(first_stage, judgements, min_relevance=min_relevance),
+        reference=reference,
+        variants={
+            precision: VariantEvaluation(
+                quality=quality,
+                kendall_tau=_mean_tau(scores[reference], scores[precision]),
+                difference=None if precision is reference else compare_quality(quality, qualities[reference]),
+                pairs_per_s=rates[precision],
+            )
+            for precision, quality in qualities.items()
+        },
     )
-
-
-def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
-    """Read TREC judgements: ``qid iteration docid grade`` a line.
-
-    Raises:
-        InputError: The file cannot be read, holds nothing, or a line is not such a row.
-    """
-    judgements: dict[str, dict[str, int]] = {}
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} ({error})") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not (columns := line.split()):
-            continue
-        try:
-            qid, _, docid, grade = columns
-            judgements.setdefault(qid, {})[docid] = int(grade)
-        except ValueError as error:
-            raise InputError(
-                f"{path}, line {number}: not a judgement", got=f"{line:.60}", allowed="qid iteration docid grade"
-            ) from error
-    if not judgements:
-        raise InputError(f"{path} holds no judgement", allowed="qid iteration docid grade, a line each")
-    return judgements
-
-
-def measure(scores: Scores, judgements: dict[str, dict[str, int]], *, min_relevance: int = 1) -> Quality:
-    """Measure a scored run over its own queries, all of which must be judged."""
-    try:
-        import ir_measures
-        from ir_measures import RR, R, nDCG
-    except ImportError as error:
-        raise MissingPackageError("ir-measures", extra="evaluate", purpose="Evaluating") from error
-    ndcg, mrr, recall = nDCG @ 10, RR(rel=min_relevance) @ 10, R(rel=min_relevance) @ 100
-    judged = {qid: judgements[qid] for qid in scores}
-    means = ir_measures.calc_aggregate([ndcg, mrr, recall], judged, scores)
-    return Quality(ndcg_at_10=float(means[ndcg]), mrr_at_10=float(means[mrr]), recall_at_100=float(means[recall]))
 
 
 def _score(reranker: Reranker, record: QueryRecord) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +11,13 @@ from tokenizers import Tokenizer
 
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
 from crossforge.export.onnx import export_onnx, opset_of
-from crossforge.export.pairs import flatten
-from crossforge.export.parity import reference_logits
+from crossforge.export.options import VariantOptions
+from crossforge.export.pairs import flatten, verification_pairs
 from crossforge.export.passes import keep_first_row
+from crossforge.export.reference import reference_logits
+from crossforge.export.reports import write_reports
 from crossforge.export.source import LoadedSource, SourceOptions, load_source
-from crossforge.export.variants import VariantMaker, VariantOptions
+from crossforge.export.variants import VariantMaker
 from crossforge.profiles import (
     MANIFEST_NAME,
     Activation,
@@ -26,10 +27,8 @@ from crossforge.profiles import (
     PairTemplate,
     Precision,
 )
-from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import TOKENIZER_NAME
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template, load_tokenizer
 
 DEFAULT_PRECISIONS = (Precision.FP32, Precision.INT8)
@@ -111,20 +110,21 @@ class _Export:
             progress=self._progress,
         )
         with self._progress.stage("score with PyTorch") as stage:
-            reference = reference_logits(self._loaded, maker.records)
+            reference = reference_logits(self._loaded, flatten(maker.records))
+            golden = _golden_pairs(self._loaded)
             stage.note = f"{len(reference)} pairs"
         with self._progress.stage("convert to ONNX") as stage:
             graph = export_onnx(self._loaded.model)
             lean = keep_first_row(graph)
             stage.note = f"opset {opset_of(graph)}, {len(lean.model.graph.node)} nodes; {'; '.join(lean.notes)}"
         fp32 = maker.add_fp32(lean.model, reference)
-        if Precision.FP16 in self._options.precisions:
-            maker.add_fp16(lean.model, fp32)
-        if Precision.INT8 in self._options.precisions:
-            maker.add_int8(lean.model, fp32)
+        for precision in (precision for precision in Precision if precision in self._options.precisions):
+            if precision is not Precision.FP32:
+                maker.add(precision, lean.model, fp32)
         if Precision.FP32 not in self._options.precisions:  # it was only the reference
             for name in maker.variants.pop(Precision.FP32).files:
                 (self._folder / name).unlink()
+        write_reports(self._folder, maker.reports)
         return Manifest(
             source=self._loaded.source,
             architecture=type(self._loaded.model).__name__,
@@ -135,7 +135,7 @@ class _Export:
             truncation=self._loaded.truncation,
             scoring=self._loaded.scoring,
             variants=maker.variants,
-            golden=_choose_golden(reference, maker.records),
+            golden=golden,
             tools=_tool_versions(),
             files=record_files(self._folder),
         )
@@ -169,12 +169,13 @@ class _Export:
         return int(pad if pad is not None else self._loaded.model.config.pad_token_id or 0)
 
 
-def _choose_golden(reference: Floats, records: Sequence[QueryRecord]) -> tuple[GoldenPair, ...]:
-    pairs = flatten(records)
-    step = max(1, len(pairs) // _GOLDEN_PAIRS)
+def _golden_pairs(source: LoadedSource) -> tuple[GoldenPair, ...]:
+    """Some of the built-in pairs: whatever text a user verifies with stays out of the bundle."""
+    pairs = flatten(verification_pairs())
+    chosen = pairs[:: len(pairs) // _GOLDEN_PAIRS]
     return tuple(
-        GoldenPair(query=pairs[i][0], passage=pairs[i][1], logits=tuple(float(x) for x in reference[i]))
-        for i in range(0, len(pairs), step)
+        GoldenPair(query=query, passage=passage, logits=tuple(float(x) for x in logits))
+        for (query, passage), logits in zip(chosen, reference_logits(source, chosen), strict=True)
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import ModelProto, NodeProto
 
+from crossforge.export.options import EXTERNAL_DATA_THRESHOLD_BYTES
 from crossforge.profiles import MissingPackageError, SourceError
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 OPSET = 18
 """Has LayerNormalization (17) and reductions with axes as an input (18); every engine that we build for reads it."""
-EXTERNAL_DATA_THRESHOLD_BYTES = 2**31 - 2**20
-"""Protobuf cannot hold a message of 2 GB; above this, weights go into a file of their own."""
 _TASK = "text-classification"
 
 
@@ -66,7 +65,8 @@ def save_onnx(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + "_data")
-    data.unlink(missing_ok=True)  # onnx appends to a data file that is there
+    for old in (path, data):  # onnx appends to a data file that is there, and would write through a hard link
+        old.unlink(missing_ok=True)
     if weight_bytes(model) < external_data_threshold_bytes:
         onnx.save_model(model, str(path))
         return [path]

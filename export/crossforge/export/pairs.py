@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
+from crossforge.profiles import InputError
 from crossforge.runtime.records import QueryRecord, read_run
 
 
@@ -31,6 +33,30 @@ def verification_pairs() -> list[QueryRecord]:
 def calibration_pairs() -> list[QueryRecord]:
     """The half that may be tuned on; shares no text with :func:`verification_pairs`."""
     return builtin_pairs()[1::2]
+
+
+def read_verification(path: str | Path | None, *, calibration: Sequence[QueryRecord] = ()) -> list[QueryRecord]:
+    """Read the pairs that verdicts rest on, in the run format; None gives the built-in ones.
+
+    Args:
+        path: The file.
+        calibration: What variants are tuned on, which must not judge them too.
+
+    Raises:
+        InputError: The file cannot be read, no query has two passages, or a pair is among the calibration pairs.
+    """
+    records = verification_pairs() if path is None else read_run(path)
+    if all(len(record.passages) < 2 for record in records):
+        raise InputError(
+            f"{path} orders nothing", got="no query with two passages", allowed="queries with several passages each"
+        )
+    if shared := set(flatten(records)) & set(flatten(calibration)):
+        raise InputError(
+            "verification pairs must be held out from calibration",
+            got=f"{len(shared)} pairs in both, such as {min(shared)[0]!r:.60}",
+            fix="Split the file by queries.",
+        )
+    return records
 
 
 def berlin() -> QueryRecord:

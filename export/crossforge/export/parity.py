@@ -1,64 +1,62 @@
-"""Does a variant still rank like its reference? Measured on pairs, judged by one table of thresholds."""
+"""Does a variant still rank like its reference? Measured on pairs, query by query, judged by a gate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding
 
-from crossforge.export.pairs import digest_pairs, flatten
-from crossforge.profiles import ParityReport, Precision
+from crossforge.export.gates import Gate
+from crossforge.export.pairs import digest_pairs
+from crossforge.export.quality import Judgements, measure_quality
+from crossforge.profiles import ParityQuality, ParityReport
 from crossforge.runtime.activation import Floats, relevance
 from crossforge.runtime.records import QueryRecord
 
-if TYPE_CHECKING:
-    from crossforge.export.source import LoadedSource
-
-_REFERENCE_BATCH = 16
+_MOVES_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
-    """What a variant must reach."""
+class RankMove:
+    """A passage that changed its place."""
 
-    max_abs_diff: float | None = None
-    """Largest difference of a logit that is accepted."""
-    min_kendall_tau: float | None = None
-    """Smallest mean tau-b that is accepted; not applied to a model without a ranking label."""
-
-    def passes(self, max_abs_diff: float, kendall_tau: float | None) -> bool:
-        """Whether measured figures reach the thresholds."""
-        close = self.max_abs_diff is None or max_abs_diff <= self.max_abs_diff
-        ordered = self.min_kendall_tau is None or kendall_tau is None or kendall_tau >= self.min_kendall_tau
-        return close and ordered and bool(np.isfinite(max_abs_diff))
-
-    def describe(self) -> str:
-        """The thresholds in words."""
-        parts = []
-        if self.max_abs_diff is not None:
-            parts.append(f"logits within {self.max_abs_diff:g}")
-        if self.min_kendall_tau is not None:
-            parts.append(f"Kendall tau of at least {self.min_kendall_tau:g}")
-        return " and ".join(parts) or "anything finite"
+    id: str
+    reference_rank: int
+    """Its rank by the reference, from 1."""
+    variant_rank: int
 
 
-GATES: Mapping[Precision, Gate] = {
-    Precision.FP32: Gate(max_abs_diff=1e-3, min_kendall_tau=0.999),
-    Precision.FP16: Gate(min_kendall_tau=0.99),
-    Precision.INT8: Gate(min_kendall_tau=0.95),
-}
-"""The thresholds on the verification pairs, which have twenty passages a query: a swap of neighbours costs one 0.011."""
+@dataclass(frozen=True, kw_only=True)
+class QueryParity:
+    """What became of one query's ranking."""
 
-OPEN_GATE = Gate()
-"""Lets everything finite through."""
+    qid: str
+    query: str
+    max_abs_diff: float | None
+    """Largest difference of a logit; None where one is not finite."""
+    kendall_tau: float | None
+    """Tau-b between the two orders; None where one of them orders nothing."""
+    same_top1: bool | None
+    """Whether the best passage is the same; None where nothing ranks, as the two below."""
+    top10_overlap: float | None
+    """Share of the reference's ten best passages that the variant has among its ten best."""
+    ties_created: int
+    moves: tuple[RankMove, ...]
+    """The passages that moved farthest, at most three."""
 
 
 def compare_logits(
-    reference: Floats, variant: Floats, records: Sequence[QueryRecord], *, ranking_label: int | None, name: str, gate: Gate
+    reference: Floats,
+    variant: Floats,
+    records: Sequence[QueryRecord],
+    *,
+    ranking_label: int | None,
+    name: str,
+    gate: Gate,
+    judgements: Judgements | None = None,
 ) -> ParityReport:
     """Compare two models' logits on the same pairs.
 
@@ -69,36 +67,53 @@ def compare_logits(
         ranking_label: The column that ranks, if one does.
         name: What the reference is called.
         gate: Decides ``passed``.
+        judgements: Grades of passages, by which the quality of both rankings is measured too.
     """
-    with np.errstate(invalid="ignore"):  # where infinities meet; the gate refuses them
-        difference = np.abs(reference.astype(np.float64) - variant)
-    max_abs_diff = float(difference.max(initial=0.0))
-    taus: list[float] = []
-    top1: list[bool] = []
-    top10: list[float] = []
-    if ranking_label is not None:
-        with np.errstate(invalid="ignore"):
-            a, b = relevance(reference, ranking_label), relevance(variant, ranking_label)
-        for _, rows in _rows_by_query(records):
-            if (tau := kendall_tau(a[rows], b[rows])) is not None:
-                taus.append(tau)
-            if rows.stop > rows.start:
-                best_a, best_b = _best_first(a[rows]), _best_first(b[rows])
-                top1.append(bool(best_a[0] == best_b[0]))
-                top10.append(len(set(best_a[:10].tolist()) & set(best_b[:10].tolist())) / len(best_a[:10]))
-    tau_mean = float(np.mean(taus)) if taus else None
-    return ParityReport(
+    difference = _difference(reference, variant)
+    queries = compare_queries(reference, variant, records, ranking_label=ranking_label)
+    report = ParityReport(
         reference=name,
         pairs_sha256=digest_pairs(records),
         queries=len(records),
         pairs=len(reference),
-        max_abs_diff=max_abs_diff,
+        max_abs_diff=float(difference.max(initial=0.0)),
         mean_abs_diff=float(difference.mean()) if difference.size else 0.0,
-        kendall_tau=tau_mean,
-        top1_agreement=float(np.mean(top1)) if top1 else None,
-        top10_overlap=float(np.mean(top10)) if top10 else None,
-        passed=gate.passes(max_abs_diff, tau_mean),
+        kendall_tau=_mean([query.kendall_tau for query in queries]),
+        top1_agreement=_mean([query.same_top1 for query in queries]),
+        top10_overlap=_mean([query.top10_overlap for query in queries]),
+        ties_created=sum(query.ties_created for query in queries),
+        non_finite=int((~np.isfinite(variant)).sum()),
+        quality=_compare_quality(reference, variant, records, ranking_label, judgements),
+        passed=False,
     )
+    return dataclasses.replace(report, passed=gate.passes(report))
+
+
+def compare_queries(
+    reference: Floats, variant: Floats, records: Sequence[QueryRecord], *, ranking_label: int | None
+) -> tuple[QueryParity, ...]:
+    """Compare two models' logits query by query; the arguments are those of :func:`compare_logits`."""
+    difference = _difference(reference, variant)
+    a, b = _relevance(reference, ranking_label), _relevance(variant, ranking_label)
+    queries = []
+    for record, rows in _rows_by_query(records):
+        largest = float(difference[rows].max(initial=0.0))
+        ranks = ranking_label is not None and rows.stop > rows.start
+        best_a, best_b = _best_first(a[rows]), _best_first(b[rows])
+        first = len(best_a[:10])
+        queries.append(
+            QueryParity(
+                qid=record.qid,
+                query=record.query,
+                max_abs_diff=largest if np.isfinite(largest) else None,
+                kendall_tau=kendall_tau(a[rows], b[rows]) if ranks else None,
+                same_top1=bool(best_a[0] == best_b[0]) if ranks else None,
+                top10_overlap=len(set(best_a[:10].tolist()) & set(best_b[:10].tolist())) / first if ranks else None,
+                ties_created=_ties_created(a[rows], b[rows]) if ranks else 0,
+                moves=_find_moves(record, best_a, best_b) if ranks else (),
+            )
+        )
+    return tuple(queries)
 
 
 def describe_parity(parity: ParityReport) -> str:
@@ -108,32 +123,27 @@ def describe_parity(parity: ParityReport) -> str:
         parts.append(f"Kendall tau {parity.kendall_tau:.4f}")
     if parity.top1_agreement is not None:
         parts.append(f"same first passage {parity.top1_agreement:.0%}")
+    if parity.quality is not None:
+        parts.append(
+            f"nDCG@10 {parity.quality.ndcg_at_10:.4f} ({parity.reference} {parity.quality.reference_ndcg_at_10:.4f})"
+        )
+    if parity.ties_created:
+        parts.append(f"{parity.ties_created} new ties")
+    if parity.non_finite:
+        parts.append(f"{parity.non_finite} logits NaN or infinite")
     return ", ".join(parts)
 
 
-def describe_moved(
-    reference: Floats, variant: Floats, records: Sequence[QueryRecord], *, ranking_label: int | None, most: int = 3
-) -> str:
-    """The queries whose ranking moved most, in words that continue a sentence; blank where nothing ranks."""
-    if ranking_label is None:
-        return ""
-    taus: list[tuple[float, str]] = []
-    with np.errstate(invalid="ignore"):
-        a, b = relevance(reference, ranking_label), relevance(variant, ranking_label)
-    for record, rows in _rows_by_query(records):
-        if (tau := kendall_tau(a[rows], b[rows])) is not None:
-            taus.append((tau, record.query))
-    worst = ", ".join(f"{query!r:.50} ({tau:.2f})" for tau, query in sorted(taus)[:most])
-    return f"; most moved: {worst}"
+def most_moved(queries: Sequence[QueryParity]) -> list[QueryParity]:
+    """The queries whose order changed, most changed first."""
+    moved = [query for query in queries if query.kendall_tau is not None and query.kendall_tau < 1]
+    return sorted(moved, key=lambda query: query.kendall_tau or 0.0)
 
 
-def _rows_by_query(records: Sequence[QueryRecord]) -> Iterator[tuple[QueryRecord, slice]]:
-    """Each query with the rows that its pairs take in a matrix of all pairs."""
-    start = 0
-    for record in records:
-        stop = start + len(record.passages)
-        yield record, slice(start, stop)
-        start = stop
+def describe_moved(queries: Sequence[QueryParity], *, most: int = 3) -> str:
+    """The queries whose ranking moved most, in words that continue a sentence; blank where none did."""
+    worst = ", ".join(f"{query.query!r:.50} ({query.kendall_tau:.2f})" for query in most_moved(queries)[:most])
+    return f"; most moved: {worst}" if worst else ""
 
 
 def kendall_tau(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | None:
@@ -145,47 +155,77 @@ def kendall_tau(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | Non
     return float(kendalltau(a, b).statistic)
 
 
-def reference_logits(source: LoadedSource, records: Sequence[QueryRecord]) -> Floats:
-    """Logits of the PyTorch model, through its own tokenizer: nothing of crossforge's runtime takes part.
-
-    Returns:
-        float32 [pairs, labels], in the order of ``records``.
-    """
-    import torch
-
-    pairs = flatten(records)
-    tokenizer = source.tokenizer
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    logits = np.empty((len(pairs), len(source.scoring.labels)), dtype=np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(order), _REFERENCE_BATCH):
-            rows = order[start : start + _REFERENCE_BATCH]
-            encodings = [_encode(source, *pairs[i]) for i in rows]
-            longest = max(map(len, encodings))
-            for encoding in encodings:
-                encoding.pad(longest, pad_id=tokenizer.pad_token_id or 0)
-            inputs = {
-                "input_ids": [encoding.ids for encoding in encodings],
-                "attention_mask": [encoding.attention_mask for encoding in encodings],
-                "token_type_ids": [encoding.type_ids for encoding in encodings],
-            }
-            read = {name: torch.tensor(ids) for name, ids in inputs.items() if name in tokenizer.model_input_names}
-            logits[rows] = source.model(**read).logits.float().numpy()
-    return logits
+def scores_by_query(
+    logits: Floats, records: Sequence[QueryRecord], *, ranking_label: int | None
+) -> dict[str, dict[str, float]]:
+    """What ranks the passages, by query id and passage id."""
+    scores = _relevance(logits, ranking_label)
+    return {
+        record.qid: dict(zip((passage.id for passage in record.passages), scores[rows].tolist(), strict=True))
+        for record, rows in _rows_by_query(records)
+    }
 
 
-def _encode(source: LoadedSource, query: str, passage: str) -> Encoding:
-    """A pair as the tokenizer's post-processor joins it, after each text was cut, by tokens, to what the contract keeps."""
-    backend, truncation = source.tokenizer.backend_tokenizer, source.truncation
-    first: Encoding = backend.encode(query, add_special_tokens=False)
-    first.truncate(truncation.query_max_length, direction=truncation.side)
-    second: Encoding = backend.encode(passage, add_special_tokens=False)
-    room = truncation.max_length - len(first) - backend.num_special_tokens_to_add(is_pair=True)
-    second.truncate(room, direction=truncation.side)
-    return backend.post_process(first, second)
+def _compare_quality(
+    reference: Floats,
+    variant: Floats,
+    records: Sequence[QueryRecord],
+    ranking_label: int | None,
+    judgements: Judgements | None,
+) -> ParityQuality | None:
+    if judgements is None or ranking_label is None or not np.isfinite(variant).all():
+        return None
+    ours = measure_quality(scores_by_query(variant, records, ranking_label=ranking_label), judgements)
+    theirs = measure_quality(scores_by_query(reference, records, ranking_label=ranking_label), judgements)
+    return ParityQuality(
+        ndcg_at_10=ours.ndcg_at_10,
+        mrr_at_10=ours.mrr_at_10,
+        reference_ndcg_at_10=theirs.ndcg_at_10,
+        reference_mrr_at_10=theirs.mrr_at_10,
+    )
+
+
+def _difference(reference: Floats, variant: Floats) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # where infinities meet; gates refuse them
+        difference: NDArray[np.float64] = np.abs(reference.astype(np.float64) - variant)
+    return difference
+
+
+def _relevance(logits: Floats, ranking_label: int | None) -> Floats:
+    """What ranks: float32 [pairs]; zeros where no label does."""
+    with np.errstate(invalid="ignore"):
+        return np.zeros(len(logits), np.float32) if ranking_label is None else relevance(logits, ranking_label)
+
+
+def _rows_by_query(records: Sequence[QueryRecord]) -> Iterator[tuple[QueryRecord, slice]]:
+    """Each query with the rows that its pairs take in a matrix of all pairs."""
+    start = 0
+    for record in records:
+        stop = start + len(record.passages)
+        yield record, slice(start, stop)
+        start = stop
+
+
+def _ties_created(a: Floats, b: Floats) -> int:
+    apart = a[:, None] != a[None, :]
+    tied = b[:, None] == b[None, :]
+    return int((apart & tied).sum()) // 2
+
+
+def _find_moves(record: QueryRecord, best_a: NDArray[np.intp], best_b: NDArray[np.intp]) -> tuple[RankMove, ...]:
+    before, after = np.argsort(best_a), np.argsort(best_b)
+    farthest = np.argsort(-np.abs(before - after), kind="stable")[:_MOVES_SHOWN]
+    return tuple(
+        RankMove(id=record.passages[i].id, reference_rank=int(before[i]) + 1, variant_rank=int(after[i]) + 1)
+        for i in farthest.tolist()
+        if before[i] != after[i]
+    )
 
 
 def _best_first(scores: Floats) -> NDArray[np.intp]:
     return np.argsort(-scores, kind="stable")
+
+
+def _mean(values: Sequence[bool | float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

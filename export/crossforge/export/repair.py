@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from crossforge.export.quantization import Int8Recipe
 from crossforge.runtime.progress import Stage
 
 Loss = Callable[[frozenset[str]], float]
@@ -24,23 +23,23 @@ class Repair:
     """The loss of each layer quantized alone."""
 
 
-def find_repair(recipe: Int8Recipe, loss: Loss, passes: Verdict, *, stage: Stage | None = None) -> Repair:
+def find_repair(products: Sequence[str], loss: Loss, passes: Verdict, *, stage: Stage | None = None) -> Repair:
     """Find the fewest layers to leave in float32, most sensitive first, with which a variant passes its gate.
 
     Each layer is quantized alone to learn what it costs. The number of layers to leave is then found by bisection, which
     takes for granted that leaving one more never makes a passing variant fail.
 
     Args:
-        recipe: The model.
+        products: The layers that can be quantized, by their weights.
         loss: Measures a choice of quantized layers, on calibration pairs.
         passes: Judges a choice of layers left in float32, on verification pairs.
         stage: Told how far the search is.
     """
     stage = stage or Stage()
     sensitivity: dict[str, float] = {}
-    for done, weight in enumerate(recipe.products, start=1):
+    for done, weight in enumerate(products, start=1):
         sensitivity[weight] = loss(frozenset({weight}))
-        stage.advance(done, len(recipe.products))
+        stage.advance(done, len(products))
     order: Sequence[str] = sorted(sensitivity, key=lambda weight: -sensitivity[weight])
     low, high = 1, len(order)
     while low < high:

@@ -116,6 +116,16 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParityQuality:
+    """Ranking quality on judged pairs: the variant's, and its reference's on the same pairs."""
+
+    ndcg_at_10: float
+    mrr_at_10: float
+    reference_ndcg_at_10: float
+    reference_mrr_at_10: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParityReport:
     """How far a variant's logits and rankings stand from its reference's, on the same pairs through the same runtime."""
 
@@ -134,7 +144,24 @@ class ParityReport:
     """Share of queries with the same best passage."""
     top10_overlap: float | None
     """Mean share of the reference's ten best passages that the variant also has among its ten best."""
+    ties_created: int
+    """Pairs of passages of one query that the reference tells apart and the variant does not."""
+    non_finite: int
+    """Logits of the variant that are NaN or infinite."""
+    quality: ParityQuality | None
+    """None where the pairs carry no judgements."""
     passed: bool
+    """Whether it reached its gate's thresholds."""
+
+    @property
+    def ndcg_loss(self) -> float | None:
+        """By how much nDCG@10 is lower than the reference's."""
+        return None if self.quality is None else self.quality.reference_ndcg_at_10 - self.quality.ndcg_at_10
+
+    @property
+    def mrr_loss(self) -> float | None:
+        """By how much MRR@10 is lower than the reference's."""
+        return None if self.quality is None else self.quality.reference_mrr_at_10 - self.quality.mrr_at_10
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,9 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
+    """For ONNX Runtime on the CPU: unsigned activations, signed weights."""
+    INT8_QDQ = "int8_qdq"
+    """For TensorRT and CUDA: signed throughout and symmetric, as standard QuantizeLinear and DequantizeLinear pairs."""
 
     @property
     def file_name(self) -> str:

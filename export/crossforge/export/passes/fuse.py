@@ -18,7 +18,8 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto
 
-from crossforge.export.onnx import EXTERNAL_DATA_THRESHOLD_BYTES, weight_bytes
+from crossforge.export.onnx import weight_bytes
+from crossforge.export.options import EXTERNAL_DATA_THRESHOLD_BYTES
 from crossforge.export.passes.result import PassResult
 
 NEVER_ON_CPU = ("SkipLayerNormFusion",)

@@ -14,19 +14,19 @@ from crossforge.export.passes import PassResult, keep_first_row, quantize_int8_d
 from crossforge.export.passes.int8_dynamic import refuse_quantized
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.rounding import LEVELS, column_scales, round_by_output
+from crossforge.export.recipe import Settings
 from crossforge.runtime.batching import Batch
 
-INT8_SETTINGS: dict[str, str | int | float | bool] = {
+_SETTINGS: Settings = {
     "method": "dynamic",
     "activations": "uint8, one scale a token, LayerNorm outputs smoothed",
     "weights": "int8, symmetric, one scale a column, rounded by output error",
     "embeddings": "int8, symmetric, one scale a row",
 }
-"""What the manifest says of a variant made by :func:`quantize_int8`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8Recipe:
+class DynamicRecipe:
     """A model that is ready to be quantized, wholly or in part."""
 
     model: ModelProto
@@ -37,6 +37,11 @@ class Int8Recipe:
     """Activations that were smoothed."""
     levels: int
     """Steps of a weight on each side of zero."""
+
+    @property
+    def settings(self) -> Settings:
+        """How it quantizes, for the manifest."""
+        return _SETTINGS
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -56,7 +61,7 @@ class Int8Recipe:
         return PassResult(model=result.model, changed=result.changed, notes=notes)
 
 
-def prepare_int8(model: ModelProto, batches: Sequence[Batch], *, levels: int = LEVELS) -> Int8Recipe:
+def prepare_int8(model: ModelProto, batches: Sequence[Batch], *, levels: int = LEVELS) -> DynamicRecipe:
     """Smooth a reranker and round its weights, with what calibration pairs tell about its activations.
 
     The last layer is cut to the row that the head reads first, so what is learned about it is of the rows that it computes.
@@ -88,7 +93,7 @@ def prepare_int8(model: ModelProto, batches: Sequence[Batch], *, levels: int = L
                 gram = seen[product.activation].gram
                 weight = numpy_helper.to_array(weights[product.weight])
                 rounded[product.weight] = round_by_output(weight, column_scales(weight, levels), gram, levels)
-    return Int8Recipe(model=current, rounded=rounded, smoothed=smoothed, levels=levels)
+    return DynamicRecipe(model=current, rounded=rounded, smoothed=smoothed, levels=levels)
 
 
 def quantize_int8(model: ModelProto, batches: Sequence[Batch]) -> PassResult:
