@@ -161,7 +161,11 @@ def test_the_choice_is_explained() -> None:
     assert explain_profiles(workload, profiles_from_lengths(workload, max_length=128, max_tokens=1024)) == [
         "1-32 tokens: 75.0% of pairs, up to 32 a batch, tuned for 6 x 32",
         "33-128 tokens: 25.0% of pairs, up to 8 a batch, tuned for 2 x 128",
-        "A pair of 56 tokens on average is padded to 56, 56% less than in one profile of up to 128.",
+        "A pair of 56 tokens on average takes the room of 56, 56% less than in one profile of up to 128.",
+    ]
+    assert explain_profiles(workload, profiles_from_lengths(workload, max_length=128, max_tokens=1024, max_profiles=1)) == [
+        "1-128 tokens: 100.0% of pairs, up to 8 a batch, tuned for 8 x 128",
+        "A pair of 56 tokens on average takes the room of 128.",
     ]
 
 

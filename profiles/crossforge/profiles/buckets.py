@@ -2,9 +2,9 @@
 
 **Padded work** counts every pair with the upper edge of its bucket. That is
 
-- what is computed, exactly, where shapes are fixed: in CUDA graphs, which are recorded for one shape each;
+- what is computed where shapes are fixed, as in CUDA graphs, but for rows that only fill a batch up;
 - what is reserved, always: a batch in a bucket holds ``max_tokens // edge`` pairs however short they are, so padded work
-  divided by ``max_tokens`` is the number of full batches that the pairs need;
+  divided by ``max_tokens`` is about the number of full batches that the pairs need;
 - an upper bound of what is computed where shapes are dynamic: ``plan_batches`` pads a batch to its own longest pair only.
 
 It is linear in tokens. It leaves out the part of attention that grows with the square of the length (counting it would speak
@@ -87,10 +87,8 @@ def explain_profiles(workload: Workload, profiles: Sequence[OptimizationProfile]
             f"{sequence} tokens: {share:.1%} of pairs, up to {batch.max} a batch, tuned for {batch.opt} x {sequence.opt}"
         )
     expected, mean = expected_padded_length(workload, profiles), sum(k * n for k, n in lengths.items()) / lengths.total()
-    lines.append(
-        f"A pair of {mean:.0f} tokens on average is padded to {expected:.0f}, "
-        f"{1 - expected / edges[-1]:.0%} less than in one profile of up to {edges[-1]}."
-    )
+    saved = f", {1 - expected / edges[-1]:.0%} less than in one profile of up to {edges[-1]}" if len(edges) > 1 else ""
+    lines.append(f"A pair of {mean:.0f} tokens on average takes the room of {expected:.0f}{saved}.")
     return lines
 
 
@@ -113,6 +111,7 @@ def _choose_edges(lengths: Counter[int], max_length: int, max_profiles: int) -> 
     edges = sorted(pairs_at)
     pairs_up_to = list(accumulate(pairs_at[edge] for edge in edges))
     # best[j]: padded work of every pair up to edges[j], and the buckets, the last of which ends there.
+    best: list[tuple[int, tuple[int, ...]]]
     best = [(edge * pairs, (edge,)) for edge, pairs in zip(edges, pairs_up_to, strict=True)]
     for _ in range(max_profiles - 1):
         longer = best[:1]

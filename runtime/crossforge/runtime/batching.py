@@ -70,7 +70,7 @@ def plan_batches(
         return []
     order = np.argsort(-lengths, kind="stable")
     descending = lengths[order].tolist()
-    ends = _ends(lengths[order], profiles) if profiles else [len(descending)] * len(descending)
+    ends = _ends(descending, profiles) if profiles else [len(descending)] * len(descending)
     cuts = _cut(descending, ends, budget_tokens)
     allowed = min(-(-len(cuts) // workers) * workers, len(descending))
     low, high = 1, budget_tokens
@@ -87,7 +87,7 @@ def plan_batches(
     ]
 
 
-def _ends(descending: NDArray[np.int64], profiles: Sequence[OptimizationProfile]) -> list[int]:
+def _ends(descending: list[int], profiles: Sequence[OptimizationProfile]) -> list[int]:
     """Where a batch that starts at each pair has to end: after its bucket, or as many pairs as the bucket takes."""
     check_profiles(profiles)
     limits = batch_limits(profiles)
