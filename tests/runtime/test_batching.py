@@ -7,11 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossforge.profiles import InputError, Truncation, TruncationSide
+from crossforge.profiles import (
+    InputError,
+    OptimizationProfile,
+    ShapeRange,
+    Truncation,
+    TruncationSide,
+    batch_limits,
+    smallest_profile,
+)
 from crossforge.runtime.batching import BatchPlan, collate, padding_waste, plan_batches
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer, derive_pair_template
 from support.families import BERT_TEMPLATE, make_tokenizer, word_tokenizer
-from support.strategies import lengths, no_deadline, words
+from support.strategies import lengths, no_deadline, profile_sets, words
 
 ALL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 PAD = 10_000
@@ -130,6 +138,81 @@ def test_no_pairs_need_no_batches(empty: list[int]) -> None:
 def test_a_budget_or_workers_below_one_are_refused(budget_tokens: int, workers: int) -> None:
     with pytest.raises(InputError, match=rf"got budget_tokens {budget_tokens}, workers {workers}; allowed: 1 or more"):
         plan_batches([1], budget_tokens=budget_tokens, workers=workers)
+
+
+@given(lengths=lengths, budget_tokens=budgets, workers=worker_counts, profiles=profile_sets)
+@no_deadline
+def test_batches_fit_profiles_and_the_budget_and_partition_the_pairs(
+    lengths: list[int], budget_tokens: int, workers: int, profiles: tuple[OptimizationProfile, ...]
+) -> None:
+    lengths = [min(length, max(batch_limits(profiles))) for length in lengths]
+    plans = plan_batches(lengths, budget_tokens=budget_tokens, workers=workers, profiles=profiles)
+
+    assert sorted(int(i) for plan in plans for i in plan.indices) == list(range(len(lengths)))
+    for plan in plans:
+        own = [lengths[i] for i in plan.indices]
+        profile = smallest_profile(profiles, batch_size=len(own), sequence_length=plan.sequence_length)
+        below = max((edge for edge in batch_limits(profiles) if edge < profile.sequence_length.max), default=0)
+        assert below < min(own)
+        assert max(own) == plan.sequence_length
+        assert plan.padded_tokens <= budget_tokens or len(own) == 1
+
+
+@given(lengths=lengths, budget_tokens=budgets, workers=worker_counts, profiles=profile_sets)
+@no_deadline
+def test_buckets_cost_no_more_batches_than_each_needs_by_itself(
+    lengths: list[int], budget_tokens: int, workers: int, profiles: tuple[OptimizationProfile, ...]
+) -> None:
+    lengths = [min(length, max(batch_limits(profiles))) for length in lengths]
+    fewest, low = 0, 0
+    for edge, most in batch_limits(profiles).items():
+        inside, low = sorted((n for n in lengths if low < n <= edge), reverse=True), edge
+        while inside:
+            inside = inside[min(most, max(1, budget_tokens // inside[0])) :]
+            fewest += 1
+    count = len(plan_batches(lengths, budget_tokens=budget_tokens, workers=workers, profiles=profiles))
+
+    assert fewest <= count <= math.ceil(fewest / workers) * workers
+
+
+@given(lengths=lengths, budget_tokens=budgets, workers=worker_counts)
+@no_deadline
+def test_one_profile_that_takes_everything_changes_nothing(lengths: list[int], budget_tokens: int, workers: int) -> None:
+    everything = ShapeRange(min=1, opt=1, max=10_000)
+    profiles = [OptimizationProfile(batch_size=everything, sequence_length=everything)]
+    free, held = (
+        plan_batches(lengths, budget_tokens=budget_tokens, workers=workers, profiles=choice) for choice in ([], profiles)
+    )
+
+    assert [plan.indices.tolist() for plan in held] == [plan.indices.tolist() for plan in free]
+
+
+def buckets(*sizes: tuple[int, int]) -> list[OptimizationProfile]:
+    """Profiles of (largest batch, longest sequence)."""
+    return [
+        OptimizationProfile(
+            batch_size=ShapeRange(min=1, opt=1, max=most), sequence_length=ShapeRange(min=1, opt=1, max=edge)
+        )
+        for most, edge in sizes
+    ]
+
+
+def test_a_batch_stays_in_one_bucket() -> None:
+    plans = plan_batches([20, 3, 40, 60, 33], budget_tokens=1000, profiles=buckets((2, 64), (8, 32)))
+
+    assert [(plan.indices.tolist(), plan.sequence_length) for plan in plans] == [([3], 60), ([2, 4], 40), ([0, 1], 20)]
+
+
+def test_a_pair_longer_than_every_profile_is_refused() -> None:
+    with pytest.raises(InputError, match="a pair is longer than every profile; got 65 tokens; allowed: up to 64"):
+        plan_batches([3, 65], budget_tokens=1000, profiles=buckets((2, 64), (8, 32)))
+
+
+def test_profiles_that_leave_shapes_out_are_refused() -> None:
+    late = OptimizationProfile(batch_size=ShapeRange(min=1, opt=1, max=1), sequence_length=ShapeRange(min=2, opt=2, max=9))
+
+    with pytest.raises(InputError, match="leaves out sequence lengths"):
+        plan_batches([3], budget_tokens=1000, profiles=[late])
 
 
 def encode(passages: list[str]) -> EncodedPairs:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from crossforge.profiles import OptimizationProfile, ShapeRange
+
 no_deadline = settings(deadline=None, max_examples=80)
 """For every property test: a slow machine is no counterexample."""
 
@@ -25,3 +27,24 @@ words = st.lists(st.sampled_from(["the", "city", "berlin", "query", "people", "l
 """Texts of up to a hundred tokens or so, to be cut."""
 lengths = st.lists(st.integers(min_value=1, max_value=600), max_size=80)
 """Token counts of pairs."""
+histograms = st.dictionaries(st.integers(1, 600), st.integers(1, 1000), min_size=1, max_size=12)
+"""Token counts with their weights."""
+
+
+@st.composite
+def _profile_sets(draw: st.DrawFn) -> tuple[OptimizationProfile, ...]:
+    def sizes(low: int, high: int) -> ShapeRange:
+        return ShapeRange(min=low, opt=draw(st.integers(low, high)), max=high)
+
+    profiles, reached = [], 0
+    for edge in sorted(draw(st.sets(st.integers(1, 600), min_size=1, max_size=5))):
+        start = draw(st.integers(1, reached + 1))
+        profiles.append(
+            OptimizationProfile(batch_size=sizes(1, draw(st.integers(1, 40))), sequence_length=sizes(start, edge))
+        )
+        reached = edge
+    return tuple(draw(st.permutations(profiles)))
+
+
+profile_sets = _profile_sets()
+"""Optimization profiles that leave nothing out; they may overlap, in any order."""

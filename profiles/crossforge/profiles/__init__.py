@@ -1,5 +1,11 @@
 """What a deployment is: the contract between the maker of a bundle and its runner. Standard library only."""
 
+from crossforge.profiles.buckets import (
+    DEFAULT_MAX_PROFILES,
+    expected_padded_length,
+    explain_profiles,
+    profiles_from_lengths,
+)
 from crossforge.profiles.deployment import DeploymentProfile
 from crossforge.profiles.errors import (
     BundleError,
@@ -39,8 +45,20 @@ from crossforge.profiles.manifest import (
 )
 from crossforge.profiles.precision import Precision
 from crossforge.profiles.providers import PREFERENCE, ExecutionProvider
+from crossforge.profiles.shapes import (
+    OptimizationProfile,
+    ShapeRange,
+    batch_limits,
+    check_profiles,
+    profiles_to_toml,
+    read_profiles,
+    smallest_profile,
+)
+from crossforge.profiles.workload import DEFAULT_WORKLOAD, Workload
 
 __all__ = [
+    "DEFAULT_MAX_PROFILES",
+    "DEFAULT_WORKLOAD",
     "MANIFEST_NAME",
     "PREFERENCE",
     "SCHEMA_VERSION",
@@ -62,6 +80,7 @@ __all__ = [
     "ManifestError",
     "MissingPackageError",
     "NonFiniteLogitsError",
+    "OptimizationProfile",
     "PairTemplate",
     "ParityQuality",
     "ParityReport",
@@ -70,6 +89,7 @@ __all__ = [
     "ProviderUnavailableError",
     "SchemaVersionError",
     "Scoring",
+    "ShapeRange",
     "Source",
     "SourceError",
     "SpecialTokens",
@@ -77,4 +97,13 @@ __all__ = [
     "TruncationSide",
     "TruncationWarning",
     "Variant",
+    "Workload",
+    "batch_limits",
+    "check_profiles",
+    "expected_padded_length",
+    "explain_profiles",
+    "profiles_from_lengths",
+    "profiles_to_toml",
+    "read_profiles",
+    "smallest_profile",
 ]

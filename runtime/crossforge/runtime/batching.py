@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossforge.profiles import InputError, PairTemplate
+from crossforge.profiles import InputError, OptimizationProfile, PairTemplate, batch_limits, check_profiles
 from crossforge.runtime.tokenization import EncodedPairs
 
 Batch = dict[str, NDArray[np.int64]]
@@ -34,22 +34,34 @@ class BatchPlan:
         return len(self.indices) * self.sequence_length
 
 
-def plan_batches(lengths: Sequence[int] | NDArray[np.int32], *, budget_tokens: int, workers: int = 1) -> list[BatchPlan]:
+def plan_batches(
+    lengths: Sequence[int] | NDArray[np.int32],
+    *,
+    budget_tokens: int,
+    workers: int = 1,
+    profiles: Sequence[OptimizationProfile] = (),
+) -> list[BatchPlan]:
     """Cut pairs into batches.
 
     The number of batches is the least that the budget allows, rounded up to a multiple of ``workers``; the cuts are then
     placed so that the largest batch is as small as possible, so that workers finish together.
 
+    With profiles, a pair runs in the bucket of the shortest sequences that takes it: no batch holds pairs of two buckets,
+    so each sits near the upper edge of its own, and none has more pairs than the bucket takes. A batch is still padded to
+    its own longest pair, not to the edge: the engine takes any shape inside a profile.
+
     Args:
         lengths: Tokens of each pair: [n].
         budget_tokens: Largest ``batch x sequence`` of a batch. A single pair longer than that gets a batch of its own.
         workers: Batches that can run at the same time.
+        profiles: The shapes that the engine takes; none if it takes any.
 
     Returns:
-        Batches that partition ``0..n-1``, longest first.
+        Batches that partition ``0..n-1``, longest first; each has a ``smallest_profile`` where there are profiles.
 
     Raises:
-        InputError: The budget or the number of workers is below 1.
+        InputError: The budget or the number of workers is below 1; the profiles leave shapes out; or a pair is longer than
+            every profile.
     """
     if budget_tokens < 1 or workers < 1:
         raise InputError("cannot plan batches", got=f"budget_tokens {budget_tokens}, workers {workers}", allowed="1 or more")
@@ -58,28 +70,47 @@ def plan_batches(lengths: Sequence[int] | NDArray[np.int32], *, budget_tokens: i
         return []
     order = np.argsort(-lengths, kind="stable")
     descending = lengths[order].tolist()
-    cuts = _cut(descending, budget_tokens)
+    ends = _ends(descending, profiles) if profiles else [len(descending)] * len(descending)
+    cuts = _cut(descending, ends, budget_tokens)
     allowed = min(-(-len(cuts) // workers) * workers, len(descending))
     low, high = 1, budget_tokens
     while low < high:  # the smallest budget that needs no more batches than allowed
         middle = (low + high) // 2
-        if len(_cut(descending, middle)) <= allowed:
+        if len(_cut(descending, ends, middle)) <= allowed:
             high = middle
         else:
             low = middle + 1
-    starts = _cut(descending, high)
+    starts = _cut(descending, ends, high)
     return [
         BatchPlan(indices=order[start:stop], sequence_length=descending[start])
         for start, stop in zip(starts, [*starts[1:], len(descending)], strict=True)
     ]
 
 
-def _cut(descending: list[int], budget_tokens: int) -> list[int]:
-    """Where each batch starts when every batch takes as many pairs as the budget allows."""
+def _ends(descending: list[int], profiles: Sequence[OptimizationProfile]) -> list[int]:
+    """Where a batch that starts at each pair has to end: after its bucket, or as many pairs as the bucket takes."""
+    check_profiles(profiles)
+    limits = batch_limits(profiles)
+    edges, most = np.asarray(list(limits)), np.asarray(list(limits.values()))
+    if descending[0] > edges[-1]:
+        raise InputError(
+            "a pair is longer than every profile",
+            got=f"{descending[0]} tokens",
+            allowed=f"up to {edges[-1]}",
+            fix="Build the engine for profiles that reach the model's max_length.",
+        )
+    bucket = np.searchsorted(edges, descending)
+    bucket_end = np.searchsorted(-bucket, -bucket, side="right")
+    ends: list[int] = np.minimum(bucket_end, np.arange(len(bucket)) + most[bucket]).tolist()
+    return ends
+
+
+def _cut(descending: list[int], ends: list[int], budget_tokens: int) -> list[int]:
+    """Where each batch starts when every batch takes as many pairs as its end and the budget allow."""
     starts, position = [], 0
     while position < len(descending):
         starts.append(position)
-        position += max(1, budget_tokens // max(1, descending[position]))
+        position = min(ends[position], position + max(1, budget_tokens // max(1, descending[position])))
     return starts
 
 
