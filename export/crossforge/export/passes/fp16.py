@@ -70,9 +70,12 @@ def convert_fp16(model: ModelProto, *, keep_fp32_nodes: Collection[str] = ()) ->
         raise InputError("no node to keep in float32 has this name", got=unknown[0], allowed="names of the model's nodes")
     plan = PrecisionPlan(result, keep_fp32_nodes)
     writer = _Writer(result, plan)
-    writer.run()
+    if plan.half:
+        writer.run()
+    else:
+        result.CopyFrom(model)
     notes = [f"{len(plan.half)} nodes in float16, {plan.float_count} kept in float32, {writer.casts} casts between them"]
-    if masks:
+    if masks and plan.half:
         notes.append(f"{masks} masking constants raised to {-LARGEST:.0f}")
     if plan.large:
         notes.append(f"{len(plan.large)} constants beyond {LARGEST:.0f} stay float32")

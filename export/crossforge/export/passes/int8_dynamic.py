@@ -60,11 +60,14 @@ def quantize_int8_dynamic(
     result.CopyFrom(model)
     rewriter = _Rewriter(result, rounded or {}, keep_fp32, levels)
     rewriter.run(quantize_embeddings=quantize_embeddings)
+    changed = rewriter.products + rewriter.tables > 0
+    if not changed:
+        result.CopyFrom(model)
     notes = (
         f"{rewriter.products} matrix products and {rewriter.tables} lookup tables quantized to int8, "
         f"{rewriter.activations} activation tensors with one scale a token",
     )
-    return PassResult(model=result, changed=rewriter.products + rewriter.tables > 0, notes=notes)
+    return PassResult(model=result, changed=changed, notes=notes)
 
 
 def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
