@@ -25,8 +25,6 @@ from __future__ import annotations
 from collections import Counter
 
 from onnx import ModelProto, helper
-from onnxruntime.transformers.fusion_options import FusionOptions
-from onnxruntime.transformers.optimizer import optimize_model
 
 from crossforge.export.onnx import opset_of
 from crossforge.export.passes.graph import MICROSOFT, foreign_operators
@@ -80,6 +78,10 @@ def _obstacle(model: ModelProto) -> str | None:
 
 def _optimize(model: ModelProto, *, right_padded: bool) -> ModelProto:
     """Apply the patterns to a model, which is spent."""
+    # Here, because the package puts its own folder on sys.path.
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
     for node in model.graph.node:
         # The patterns take 1e-12 for an epsilon that is left out.
         if node.op_type == "LayerNormalization" and all(entry.name != "epsilon" for entry in node.attribute):
