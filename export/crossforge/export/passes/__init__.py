@@ -4,6 +4,7 @@ from crossforge.export.passes.cls_only import keep_first_row
 from crossforge.export.passes.fp16 import convert_fp16
 from crossforge.export.passes.fp16_overflow import find_overflows
 from crossforge.export.passes.fuse import fuse_for_cpu
+from crossforge.export.passes.fuse_cuda import fuse_for_cuda
 from crossforge.export.passes.int8_dynamic import quantize_int8_dynamic
 from crossforge.export.passes.result import PassResult
 from crossforge.export.passes.smooth import smooth
@@ -14,6 +15,7 @@ __all__ = [
     "convert_fp16",
     "find_overflows",
     "fuse_for_cpu",
+    "fuse_for_cuda",
     "keep_first_row",
     "quantize_int8_dynamic",
     "smooth",

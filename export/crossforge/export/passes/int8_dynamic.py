@@ -12,7 +12,7 @@ word embeddings are stored as int8 with one scale a row. Runs in ONNX Runtime (`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from crossforge.export.onnx import opset_of
 from crossforge.export.passes import gelu
+from crossforge.export.passes.graph import names_read
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.result import PassResult
 from crossforge.export.passes.rounding import LEVELS, column_scales, round_to_nearest
@@ -59,11 +60,14 @@ def quantize_int8_dynamic(
     result.CopyFrom(model)
     rewriter = _Rewriter(result, rounded or {}, keep_fp32, levels)
     rewriter.run(quantize_embeddings=quantize_embeddings)
+    changed = rewriter.products + rewriter.tables > 0
+    if not changed:
+        result.CopyFrom(model)
     notes = (
         f"{rewriter.products} matrix products and {rewriter.tables} lookup tables quantized to int8, "
         f"{rewriter.activations} activation tensors with one scale a token",
     )
-    return PassResult(model=result, changed=rewriter.products + rewriter.tables > 0, notes=notes)
+    return PassResult(model=result, changed=changed, notes=notes)
 
 
 def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -151,7 +155,7 @@ class _Rewriter:
         nodes = [*self._nodes]
         del self._graph.node[:]
         self._graph.node.extend(nodes)
-        used = {*_names_read(nodes), *(output.name for output in self._graph.output)}
+        used = {*(name for node in nodes for name in names_read(node)), *(output.name for output in self._graph.output)}
         kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
         del self._graph.initializer[:]
         self._graph.initializer.extend([*kept, *self._new.values()])
@@ -250,11 +254,3 @@ class _Rewriter:
 
     def _add(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
         self._nodes.append(helper.make_node(op_type, list(inputs), [output], name=f"{output}_{op_type}", **attributes))
-
-
-def _names_read(nodes: Iterable[NodeProto]) -> Iterator[str]:
-    """The tensors that nodes read, those inside the branches of an ``If`` included."""
-    for node in nodes:
-        yield from node.input
-        for attribute in node.attribute:
-            yield from _names_read(attribute.g.node)
