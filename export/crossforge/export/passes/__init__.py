@@ -5,6 +5,7 @@ from crossforge.export.passes.fp16 import convert_fp16
 from crossforge.export.passes.fp16_overflow import find_overflows
 from crossforge.export.passes.fuse import fuse_for_cpu
 from crossforge.export.passes.int8_dynamic import quantize_int8_dynamic
+from crossforge.export.passes.int8_static import quantize_int8_static
 from crossforge.export.passes.result import PassResult
 from crossforge.export.passes.smooth import smooth
 from crossforge.export.passes.trim_vocabulary import trim_vocabulary
@@ -16,6 +17,7 @@ __all__ = [
     "fuse_for_cpu",
     "keep_first_row",
     "quantize_int8_dynamic",
+    "quantize_int8_static",
     "smooth",
     "trim_vocabulary",
 ]
