@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,15 @@ from crossforge.export.passes import (
     fuse_for_cuda,
     keep_first_row,
     quantize_int8_dynamic,
+    quantize_int8_static,
     smooth,
     trim_vocabulary,
 )
 from crossforge.export.passes.graph import ONE, find_types, probe_shapes
+from crossforge.export.passes.int8_static import ActivationType
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.trim_vocabulary import TrimResult
+from crossforge.export.ranges import ActivationRange, collect_ranges
 from crossforge.export.source import load_source
 from crossforge.profiles import InputError
 from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
@@ -64,6 +67,11 @@ class Subject:
         widths = {product.activation: product.width for product in find_encoder_products(self.graph)}
         (statistics,) = collect_statistics(self.graph, widths, [draw_batch(self.graph, seed=1)])
         return statistics
+
+    @cached_property
+    def ranges(self) -> Mapping[str, ActivationRange]:
+        names = [product.activation for product in find_encoder_products(self.graph)]
+        return collect_ranges(self.graph, names, [draw_batch(self.graph, rows=32, seed=1)]) if names else {}
 
     @cached_property
     def spread(self) -> float:
@@ -113,6 +121,18 @@ def int8_claim(_before: ModelProto, after: ModelProto) -> str:
     return f"{products} matrix products and {rows} lookup tables quantized to int8, {tokens} activation tensors"
 
 
+def static_claim(_before: ModelProto, after: ModelProto) -> str:
+    rows = sum(tensor.name.endswith("_rows_int8") for tensor in after.graph.initializer)
+    restored = {node.output[0] for node in after.graph.node if node.op_type == "DequantizeLinear"}
+    products = sum(node.op_type == "MatMul" and set(node.input) <= restored for node in after.graph.node)
+    tokens = kinds(after)["QuantizeLinear"]
+    return f"{products} matrix products and {rows} lookup tables quantized to int8, {tokens} activation tensors to "
+
+
+def quantize_static(model: ModelProto, subject: Subject, activations: ActivationType) -> PassResult:
+    return quantize_int8_static(model, subject.ranges, activations=activations)
+
+
 def trimmed_claim(before: ModelProto, after: ModelProto) -> str:
     rows = {tensor.name: tensor.dims[0] for tensor in after.graph.initializer if len(tensor.dims) == 2}
     removed = {tensor.dims[0] - rows[tensor.name] for tensor in before.graph.initializer if tensor.name in rows} - {0}
@@ -135,6 +155,12 @@ PASSES: Mapping[str, Pass] = {
     ),
     "quantize_int8_dynamic": Pass(
         apply=lambda model, _: quantize_int8_dynamic(model), tolerance=0.15, claim=int8_claim, quantizes=True
+    ),
+    "quantize_int8_static, unsigned": Pass(
+        apply=partial(quantize_static, activations=ActivationType.UINT8), tolerance=0.2, claim=static_claim, quantizes=True
+    ),
+    "quantize_int8_static, signed": Pass(
+        apply=partial(quantize_static, activations=ActivationType.INT8), tolerance=0.2, claim=static_claim, quantizes=True
     ),
     "trim_vocabulary": Pass(
         apply=lambda model, subject: trim_vocabulary(model, subject.tokenizer_json, CORPUS),
