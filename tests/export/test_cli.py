@@ -50,6 +50,12 @@ def test_score_prints_one_json_document(demo_bundle: Path) -> None:
     assert document["precision"] in ("fp32", "int8")
 
 
+def test_score_counts_unknown_tokens(demo_bundle: Path) -> None:
+    arguments = ("score", demo_bundle, "-q", QUERY, "-p", "Berlin", "-p", "Berlin \N{CITYSCAPE} \N{CITYSCAPE}")
+    assert json.loads(crossforge(*arguments, "--json").stdout)["unknown_tokens"] == [0, 2]
+    assert "Warning: 1 of 2 pairs hold text that the model has no token for" in crossforge(*arguments).stderr
+
+
 def test_score_reads_pairs_in_bulk(demo_bundle: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"query": "a", "passage": "b"}\n{"query": "c", "text": "d"}\n', encoding="utf-8")
