@@ -198,6 +198,9 @@ class Trimming:
     kept_tokens: int
     removed_tokens: int
 
+    def __str__(self) -> str:
+        return f"{self.kept_tokens:,} of {self.kept_tokens + self.removed_tokens:,} tokens are left"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

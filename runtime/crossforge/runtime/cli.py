@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crossforge.profiles import Activation, DeploymentProfile, InputError, Trimming
+from crossforge.profiles import Activation, DeploymentProfile, InputError
 from crossforge.runtime.console import (
     DebugOption,
     JsonOption,
@@ -172,7 +172,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpt
         + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
         "activation": scoring.activation,
         "golden pairs": str(len(manifest.golden)),
-        **({"vocabulary": _describe_trimming(manifest.trimmed)} if manifest.trimmed else {}),
+        **({"vocabulary": str(manifest.trimmed)} if manifest.trimmed else {}),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
     }
     for name, value in facts.items():
@@ -249,10 +249,6 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:  # 
             out.print("No problems.")
     if not any(state.available for state in diagnosis.providers):
         raise typer.Exit(3)
-
-
-def _describe_trimming(trimmed: Trimming) -> str:
-    return f"trimmed: {trimmed.kept_tokens:,} of {trimmed.kept_tokens + trimmed.removed_tokens:,} tokens are left"
 
 
 def _read_deployment(path: Path | None) -> DeploymentProfile | None:
