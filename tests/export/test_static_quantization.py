@@ -118,7 +118,9 @@ def test_with_every_layer_kept_it_scores_like_the_float_model(
 
 def test_the_repair_search_works_on_it(recipe: StaticRecipe) -> None:
     sensitive = recipe.products[5]
-    repair = find_repair(recipe, loss=lambda quantized: float(sensitive in quantized), passes=lambda kept: sensitive in kept)
+    repair = find_repair(
+        recipe.products, loss=lambda quantized: float(sensitive in quantized), passes=lambda kept: sensitive in kept
+    )
     assert repair.keep_fp32 == (sensitive,)
     result = recipe.apply(keep_fp32=repair.keep_fp32)
     assert sensitive in {tensor.name for tensor in result.model.graph.initializer}

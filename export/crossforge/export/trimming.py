@@ -101,8 +101,8 @@ def _refuse_other_pairs(source: Bundle) -> None:
     expected = digest_pairs(verification_pairs())
     if any(variant.parity.pairs_sha256 != expected for variant in source.manifest.variants.values()):
         raise InputError(
-            f"{source.path} was verified on other pairs than this version of crossforge has",
-            fix="Export it again with this version, then trim it.",
+            f"{source.path} was verified on other pairs than the built-in ones of this version",
+            fix="Export it again with this version and without --verification, then trim it.",
         )
 
 
