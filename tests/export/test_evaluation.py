@@ -9,7 +9,7 @@ import pytest
 
 from crossforge.export.demo import materialize_demo_model
 from crossforge.export.evaluation import evaluate_bundle
-from crossforge.export.quality import measure_quality, read_qrels
+from crossforge.export.quality import Quality, compare_quality, measure_quality, read_qrels
 from crossforge.profiles import InputError, Precision
 from crossforge.runtime import Reranker
 from crossforge.runtime.records import QueryRecord, read_run
@@ -73,3 +73,59 @@ def _by_query(scores: np.ndarray, records: list[QueryRecord]) -> dict[str, dict[
         record.qid: dict(zip((p.id for p in record.passages), part.tolist(), strict=True))
         for record, part in zip(records, parts, strict=True)
     }
+
+
+# Whether a difference is more than chance
+
+
+def quality_of(*values: float) -> Quality:
+    return Quality(
+        ndcg_at_10=float(np.mean(values)),
+        mrr_at_10=0,
+        recall_at_100=0,
+        ndcg_by_query={str(i): value for i, value in enumerate(values)},
+    )
+
+
+def test_equal_rankings_do_not_differ() -> None:
+    quality = quality_of(*np.linspace(0, 1, 40))
+    difference = compare_quality(quality, quality)
+    assert (difference.mean, difference.interval_95, difference.p_value) == (0, (0, 0), 1)
+    assert (difference.better, difference.worse) == (0, 0)
+
+
+def test_p_is_the_share_of_sign_flips_that_go_as_far() -> None:
+    """Five queries, all worse by different amounts: of 32 ways to flip the signs two are as extreme."""
+    difference = compare_quality(quality_of(0.5, 0.4, 0.3, 0.2, 0.1), quality_of(0.6, 0.6, 0.6, 0.6, 0.6))
+    assert difference.p_value == pytest.approx(2 / 32, abs=0.01)
+    assert difference.mean == pytest.approx(-0.3)
+    assert difference.interval_95[0] < -0.3 < difference.interval_95[1] < 0
+    assert (difference.better, difference.worse) == (0, 5)
+
+
+def test_a_steady_loss_is_told_from_noise() -> None:
+    generator = np.random.default_rng(1)
+    reference = generator.uniform(0.3, 0.9, 200)
+    noise = generator.normal(0, 0.05, 200)
+    assert compare_quality(quality_of(*(reference + noise - noise.mean())), quality_of(*reference)).p_value > 0.9
+    assert compare_quality(quality_of(*(reference + noise - 0.03)), quality_of(*reference)).p_value < 0.001
+
+
+def test_a_repeated_test_gives_the_same_figures() -> None:
+    ours, theirs = quality_of(0.1, 0.5, 0.9, 0.2), quality_of(0.2, 0.5, 0.7, 0.1)
+    assert compare_quality(ours, theirs) == compare_quality(ours, theirs)
+
+
+def test_variants_are_compared_with_fp32(demo_bundle: Path, shared_data: Path, tmp_path: Path) -> None:
+    run, qrels = tmp_path / "run.jsonl", shared_data / "trec-dl19" / "qrels.txt"
+    lines = (shared_data / "trec-dl19" / "bm25-top100.jsonl").read_text(encoding="utf-8").splitlines()[:2]
+    records = [json.loads(line) for line in lines]
+    run.write_text("\n".join(json.dumps({**r, "passages": r["passages"][:20]}) for r in records))
+    evaluation = evaluate_bundle(demo_bundle, run, qrels, precisions=[Precision.INT8, Precision.FP32])
+    assert evaluation.reference is Precision.FP32
+    assert evaluation.variants[Precision.FP32].difference is None
+    assert evaluation.variants[Precision.FP32].kendall_tau == 1
+    difference = evaluation.variants[Precision.INT8].difference
+    assert difference is not None
+    change = evaluation.variants[Precision.INT8].quality.ndcg_at_10 - evaluation.variants[Precision.FP32].quality.ndcg_at_10
+    assert difference.mean == pytest.approx(change)

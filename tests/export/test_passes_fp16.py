@@ -442,9 +442,9 @@ def test_a_quantized_model_is_refused(tiny_graph: ModelProto) -> None:
 def test_an_operator_of_one_engine_is_refused() -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 18, "com.microsoft": 1]>'
-        " g (float[b, s, 16] x) => (float[b, s, 16] y) { y = com.microsoft.FastGelu(x) }"
+        " g (float[b, s, 16] x) => (float[b, s, 16] y) { y = com.microsoft.QuickGelu(x) }"
     )
-    with pytest.raises(InputError, match="FastGelu"):
+    with pytest.raises(InputError, match="QuickGelu"):
         convert_fp16(model)
 
 

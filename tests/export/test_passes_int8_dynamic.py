@@ -18,7 +18,7 @@ from onnx.version_converter import convert_version
 
 from crossforge.export.onnx import opset_of
 from crossforge.export.passes import quantize_int8_dynamic
-from crossforge.export.passes.int8_dynamic import quantize_columns
+from crossforge.export.passes.rounding import quantize_columns
 from crossforge.profiles import InputError
 
 Array = NDArray[np.generic]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,15 +19,14 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from crossforge.export.onnx import export_onnx
-from crossforge.export.passes import quantize_int8_dynamic
-from crossforge.export.passes.trim_vocabulary import TrimResult, trim_vocabulary
+from crossforge.export.passes import quantize_int8_dynamic, vocabulary
+from crossforge.export.passes.trim_vocabulary import TrimResult, count_rows, renumber_tokens, trim_vocabulary
 from crossforge.export.source import load_source
 from crossforge.profiles import InputError, Truncation, TruncationSide
 from crossforge.runtime.batching import BatchPlan, collate
 from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template
 from support.tiny_models import MAX_LENGTH, VOCABULARY, save_tiny_model
 
-PASS = importlib.import_module("crossforge.export.passes.trim_vocabulary")  # its function has the same name
 Array = NDArray[Any]
 SAME = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
 TRUNCATION = Truncation(max_length=MAX_LENGTH, query_max_length=32, side=TruncationSide.RIGHT)
@@ -306,22 +304,38 @@ def test_a_token_added_behind_the_vocabulary_keeps_its_content() -> None:
     assert tokens_of(result.tokenizer_json, "a new york") == before == ["a", " new york"]
 
 
+COMPARES_WITH_THREE = """
+    mask = Equal(input_ids, three)
+    numbers = Cast<to = 1>(mask)
+    offset = Cast<to = 1>(three)
+    weights = Add(numbers, offset)
+    axis = Constant<value = int64[1] {2}>()
+    column = Unsqueeze(weights, axis)
+    rows = Gather(table, input_ids)
+    e = Mul(rows, column)
+"""
+
+
 def test_an_id_that_the_graph_compares_with_moves_along() -> None:
-    text = """
-        mask = Equal(input_ids, three)
-        numbers = Cast<to = 1>(mask)
-        offset = Cast<to = 1>(three)
-        weights = Add(numbers, offset)
-        axis = Constant<value = int64[1] {2}>()
-        column = Unsqueeze(weights, axis)
-        rows = Gather(table, input_ids)
-        e = Mul(rows, column)
-    """
-    model = lookup_model(6, text)
+    model = lookup_model(6, COMPARES_WITH_THREE)
     result = trim_vocabulary(model, words("x", "a", "y", "[PAD]", "b", "[UNK]"), ["a b"])
     assert result.new_ids.tolist() == [-1, 0, -1, 1, 2, 3]  # no text has [PAD] and nothing says it is special
     old = np.asarray([[1, 3, 4, 3], [4, 4, 1, 5]])
     SAME(run(result.model, input_ids=result.new_ids[old]), run(model, input_ids=old))
+
+
+def test_another_graph_of_the_same_tokenizer_is_renumbered_alike(case: Case, trimmed: TrimResult) -> None:
+    quantized = quantize_int8_dynamic(case.model).model
+    again = Case(renumber_tokens(quantized, trimmed.new_ids), trimmed.tokenizer_json, case.pad)
+    assert count_rows(again.model) == trimmed.kept
+    SAME(again.logits(PAIRS), Case(quantized, case.tokenizer_json, case.pad).logits(PAIRS))
+
+
+def test_another_graph_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(InputError, match="another vocabulary; got 4 rows; allowed: 3"):
+        renumber_tokens(lookup_model(4), np.asarray([0, 1, -1]))
+    with pytest.raises(InputError, match="compares ids with a token that is gone; got 3"):
+        renumber_tokens(lookup_model(4, COMPARES_WITH_THREE), np.asarray([0, 1, 2, -1]))
 
 
 def test_a_constant_that_is_no_id_stays() -> None:
@@ -389,7 +403,7 @@ def test_what_a_tokenizer_needs_besides_is_kept(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", CLOSURES)
 def test_a_text_that_would_be_tokenized_differently_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PASS._COMPANIONS, kind, lambda *_: set())
+    monkeypatch.setitem(vocabulary._COMPANIONS, kind, lambda *_: set())
     text, corpus, _ = CLOSURES[kind]
     with pytest.raises(InputError, match="a text would be tokenized differently"):
         trim_vocabulary(lookup_model(9), text, corpus)
@@ -513,7 +527,7 @@ def test_tokenizers_that_cannot_be_trimmed_are_refused(text: str, message: str) 
 
 
 def test_a_kind_of_tokenizer_that_nobody_looked_at_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(PASS._COMPANIONS, "WordLevel")
+    monkeypatch.delitem(vocabulary._COMPANIONS, "WordLevel")
     with pytest.raises(InputError, match="kind cannot be trimmed; got WordLevel; allowed: BPE"):
         trim_vocabulary(lookup_model(3), words("a", "x", "[UNK]"), ["a"])
 

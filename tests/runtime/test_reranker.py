@@ -123,9 +123,10 @@ def test_no_passages_give_empty_answers() -> None:
 
 def test_everything_about_pairs_is_told() -> None:
     with fake_reranker(budget_tokens=8) as reranker:
-        scored = reranker.score_pairs([(QUERY, "the city"), (QUERY, ""), ("query", "berlin")])
+        scored = reranker.score_pairs([(QUERY, "the city"), (QUERY, ""), ("query", "\N{CITYSCAPE}")])
 
     assert scored.token_counts.tolist() == [9, 7, 5]
+    assert scored.unknown_tokens.tolist() == [0, 0, 1]
     assert scored.batches == 3
     assert scored.padding_waste == 0.0
     assert scored.logits.shape == (3, 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from crossforge.profiles import InputError, ManifestError, Truncation, TruncationSide
 from crossforge.runtime.batching import collate, plan_batches
@@ -16,6 +16,7 @@ from crossforge.runtime.tokenization import (
     EncodedPairs,
     PairTokenizer,
     derive_pair_template,
+    find_unknown_id,
     load_tokenizer,
 )
 from support.builders import TRUNCATION
@@ -158,6 +159,60 @@ def test_a_pair_that_cannot_be_used_is_refused(pairs: Any, message: str) -> None
     with pytest.raises(InputError) as caught:
         make_pair_tokenizer().encode_pairs(pairs)
     assert str(caught.value).startswith(message)
+
+
+UNKNOWN_TEXTS = ("city", "", "\N{CITYSCAPE}", "the \N{CITYSCAPE} and \N{CITYSCAPE}", "ж city жж", "")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(pairs=st.lists(st.tuples(queries, texts), max_size=5))
+@no_deadline
+def test_unknown_tokens_are_those_that_the_tokenizer_gives(family: str, pairs: list[tuple[str, str]]) -> None:
+    tokenizer = make_tokenizer(family)
+    unknown = {"bert": "[UNK]", "xlm_roberta": "<unk>"}.get(family)
+    id_ = None if unknown is None else tokenizer.token_to_id(unknown)
+
+    counts = make_pair_tokenizer(family).encode_pairs(pairs).unknown_tokens
+
+    assert counts.dtype == np.int32
+    assert counts.tolist() == [tokenizer.encode(*pair).ids.count(id_) for pair in pairs]
+
+
+def test_unknown_tokens_are_counted_by_pair() -> None:
+    tokenizer = make_pair_tokenizer()
+
+    assert tokenizer.encode("the city", UNKNOWN_TEXTS).unknown_tokens.tolist() == [0, 0, 1, 2, 2, 0]
+    assert tokenizer.encode("\N{CITYSCAPE} city", UNKNOWN_TEXTS).unknown_tokens.tolist() == [1, 1, 2, 3, 3, 1]
+
+
+def test_only_unknown_tokens_that_the_model_reads_are_counted() -> None:
+    pairs = make_pair_tokenizer(truncation=TRUNCATION).encode("the city", ["\N{CITYSCAPE} " * 100])
+
+    assert pairs.unknown_tokens.tolist() == [TRUNCATION.max_length - 2 - BERT_TEMPLATE.special_token_count]
+
+
+def test_a_tokenizer_that_spells_bytes_knows_everything() -> None:
+    assert make_pair_tokenizer("roberta").encode("\N{CITYSCAPE}", UNKNOWN_TEXTS).unknown_tokens.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("model", "unknown"),
+    [
+        (models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]"), 1),
+        (models.WordPiece({"a": 0}, unk_token="[UNK]"), None),
+        (models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"), 1),
+        (models.BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>"), 1),
+        (models.BPE({"a": 0}, []), None),
+        (models.Unigram([("a", -1.0), ("<unk>", 0.0)], unk_id=1), 1),
+        (models.Unigram([("a", -1.0)]), None),
+        (
+            models.Unigram([("<unk>", 0.0), *((f"<0x{i:02X}>", -1.0) for i in range(256))], unk_id=0, byte_fallback=True),
+            None,
+        ),
+    ],
+)
+def test_the_unknown_token_is_found(model: Any, unknown: int | None) -> None:
+    assert find_unknown_id(Tokenizer(model)) == unknown
 
 
 def test_the_longest_text_that_is_allowed_is_encoded() -> None:

@@ -87,7 +87,7 @@ def export(
     no_gate: NoGateOption = False,
     no_repair: NoRepairOption = False,
     int8: RecipeOption = Int8Recipe.DYNAMIC,
-    ranges: RangesOption = RangeMethod.PERCENTILE,
+    ranges: RangesOption = RangeMethod.MINMAX,
     reduce_range: ReduceRangeOption = None,
     report: ReportOption = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a pair.", show_default="the model's limit")] = None,
@@ -159,7 +159,7 @@ def quantize(
     no_gate: NoGateOption = False,
     no_repair: NoRepairOption = False,
     int8: RecipeOption = Int8Recipe.DYNAMIC,
-    ranges: RangesOption = RangeMethod.PERCENTILE,
+    ranges: RangesOption = RangeMethod.MINMAX,
     reduce_range: ReduceRangeOption = None,
     report: ReportOption = None,
     as_json: JsonOption = False,
@@ -188,6 +188,38 @@ def quantize(
         return
     out.print(
         f"Wrote [bold]{escape(str(output or bundle))}[/]; reports/parity.md there says which queries each variant moves."
+    )
+
+
+@app.command()
+@handles_errors
+def trim(
+    bundle: BundleArgument,
+    target: Annotated[Path, typer.Argument(help="The folder to write; a bundle there is replaced.", show_default=False)],
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option(help="A text a line, or .jsonl; - is standard input; may be repeated.", show_default=False),
+    ] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help='JSON lines of {"qid", "query", "passages": [{"id", "text"}]}; may be repeated.', show_default=False
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Trim a bundle's vocabulary to the tokens that given texts use: on them it scores the same, and it is smaller."""
+    require_extras("export", "cpu", purpose="Trimming")
+    from crossforge.export.trimming import read_texts, trim_bundle
+
+    manifest = trim_bundle(bundle, target, read_texts(texts or (), run or ()), progress=TerminalProgress())
+    if as_json:
+        print_json({"bundle": str(target), **_trimmed_document(manifest), "variants": _variants_document(manifest)})
+        return
+    out.print(
+        f"Wrote [bold]{escape(str(target))}[/]: {manifest.trimmed}. Other words cost more tokens or become unknown, "
+        "and so rank worse: docs/trim.md."
     )
 
 
@@ -338,6 +370,11 @@ def _evaluation_document(evaluation: Evaluation) -> dict[str, object]:
             for name, variant in evaluation.variants.items()
         },
     }
+
+
+def _trimmed_document(manifest: Manifest) -> dict[str, int]:
+    trimmed = manifest.trimmed
+    return {"kept_tokens": trimmed.kept_tokens, "removed_tokens": trimmed.removed_tokens} if trimmed else {}
 
 
 def _variants_document(manifest: Manifest) -> dict[Precision, dict[str, object]]:

@@ -65,8 +65,7 @@ def save_onnx(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + "_data")
-    for old in (path, data):  # onnx appends to a data file that is there, and would write through a hard link
-        old.unlink(missing_ok=True)
+    data.unlink(missing_ok=True)  # onnx appends to a data file that is there
     if weight_bytes(model) < external_data_threshold_bytes:
         onnx.save_model(model, str(path))
         return [path]

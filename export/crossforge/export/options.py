@@ -47,7 +47,7 @@ class VariantOptions:
     """Pairs in the run format that quantization is tuned on; None takes the built-in ones."""
     recipe: Int8Recipe = Int8Recipe.DYNAMIC
     """How ``int8`` is made; ``int8_qdq`` is static always."""
-    range_method: RangeMethod = RangeMethod.PERCENTILE
+    range_method: RangeMethod = RangeMethod.MINMAX
     """How static int8 chooses the ranges of activations."""
     reduce_range: bool | None = None
     """Seven bits a weight instead of eight, so that no processor saturates; None does so where this one would."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +65,7 @@ def quantize_bundle(
         raise InputError("the bundle's fp32 variant failed its own gate", fix="Export it again.")
     opened.check(manifest.files)
     with staged_bundle(target or opened.path) as folder:
-        shutil.copytree(opened.path, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+        shutil.copytree(opened.path, folder, dirs_exist_ok=True)
         maker = VariantMaker(
             folder,
             PairTokenizer.from_file(folder / TOKENIZER_NAME, manifest.pair_template, manifest.truncation),
@@ -88,15 +87,5 @@ def quantize_bundle(
             variants={precision: variants[precision] for precision in Precision if precision in variants},
             files=record_files(folder),
         )
-        # Not through the link, which the old bundle shares.
-        (folder / MANIFEST_NAME).unlink()
         (folder / MANIFEST_NAME).write_text(result.to_json(), encoding="utf-8")
     return result
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """Files are never changed in place, so the old bundle and the new one may share them until the old one goes."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -52,7 +52,6 @@ def write_reports(folder: Path, reports: dict[Precision, VariantReport]) -> None
     """Write ``reports/parity.json`` and ``reports/parity.md`` into a bundle."""
     (folder / REPORT_NAME).parent.mkdir(exist_ok=True)
     for name, text in ((REPORT_NAME, to_json(reports)), (PAGE_NAME, to_markdown(reports))):
-        (folder / name).unlink(missing_ok=True)  # it may be a hard link into another bundle
         (folder / name).write_text(text, encoding="utf-8")
 
 

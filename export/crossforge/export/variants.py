@@ -18,12 +18,14 @@ from crossforge.export.parity import compare_logits, compare_queries, describe_m
 from crossforge.export.passes import fuse_for_cpu
 from crossforge.export.passes.fp16 import convert_fp16
 from crossforge.export.passes.fp16_overflow import find_overflows
+from crossforge.export.passes.int8_static import ActivationType
 from crossforge.export.passes.rounding import LEVELS, REDUCED_LEVELS
 from crossforge.export.quality import read_qrels
 from crossforge.export.recipe import Recipe, Settings
 from crossforge.export.repair import find_repair
 from crossforge.export.reports import VariantReport, to_json
 from crossforge.export.runner import ModelRunner
+from crossforge.export.static_quantization import prepare_int8_static
 from crossforge.profiles import GateError, InputError, NonFiniteLogitsError, ParityReport, Precision, Scoring, Variant
 from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.activation import Floats
@@ -153,12 +155,10 @@ class VariantMaker:
         batches = self._runner.batches(graph, self._calibration)
         if precision is Precision.INT8 and self._options.recipe is Int8Recipe.DYNAMIC:
             return prepare_int8(graph, batches, levels=levels)
-        from crossforge.export.static_quantization import prepare_int8_static
-
         return prepare_int8_static(
             graph,
             batches,
-            signed=precision is Precision.INT8_QDQ,
+            activations=ActivationType.INT8 if precision is Precision.INT8_QDQ else ActivationType.UINT8,
             method=self._options.range_method,
             levels=levels,
         )

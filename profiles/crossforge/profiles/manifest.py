@@ -192,6 +192,17 @@ class GoldenPair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trimming:
+    """What ``crossforge trim`` left of the checkpoint's vocabulary."""
+
+    kept_tokens: int
+    removed_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.kept_tokens:,} of {self.kept_tokens + self.removed_tokens:,} tokens are left"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The contract between the maker of a bundle and its runner."""
 
@@ -207,6 +218,8 @@ class Manifest:
     pad_token_id: int
     truncation: Truncation
     scoring: Scoring
+    trimmed: Trimming | None = None
+    """Set where the tokenizer and the embedding table hold a part of the checkpoint's vocabulary."""
     variants: dict[Precision, Variant]
     golden: tuple[GoldenPair, ...]
     tools: dict[str, str]

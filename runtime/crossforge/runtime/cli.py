@@ -84,9 +84,10 @@ def score(
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     if as_json:
         cut = {"truncated": scored.truncated.tolist(), "query_truncated": scored.query_truncated.tolist()}
-        print_json({"scores": scores.tolist(), **cut, **used})
+        print_json({"scores": scores.tolist(), **cut, "unknown_tokens": scored.unknown_tokens.tolist(), **used})
         return
     _say_what_was_cut(int(scored.truncated.sum()), len(texts))
+    _say_what_is_unknown(int((scored.unknown_tokens > 0).sum()), len(texts))
     for value, (_, text) in zip(scores.tolist(), texts, strict=True):
         out.print(f"{value:.6f}\t{escape(_one_line(text))}")
 
@@ -173,6 +174,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpt
         + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
         "activation": scoring.activation,
         "golden pairs": str(len(manifest.golden)),
+        **({"vocabulary": str(manifest.trimmed)} if manifest.trimmed else {}),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
     }
     for name, value in facts.items():
@@ -285,6 +287,13 @@ def _say_what_was_cut(count: int, total: int) -> None:
     if count:
         err.print(
             f"[yellow]Warning:[/] {count} of {total} pairs were too long for the model and were cut (--json says which)"
+        )
+
+
+def _say_what_is_unknown(count: int, total: int) -> None:
+    if count:
+        err.print(
+            f"[yellow]Warning:[/] {count} of {total} pairs hold text that the model has no token for (--json says how much)"
         )
 
 

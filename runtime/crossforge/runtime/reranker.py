@@ -59,6 +59,8 @@ class ScoredPairs:
     """Pairs of which the model did not see all: bool [n]."""
     query_truncated: NDArray[np.bool_]
     """Pairs of whose query the model did not see all: bool [n]."""
+    unknown_tokens: NDArray[np.int32]
+    """Tokens of each pair that stand for text the tokenizer has no token for: int32 [n]."""
     token_counts: NDArray[np.int32]
     """Tokens of each pair, special tokens included: int32 [n]."""
     batches: int
@@ -322,6 +324,7 @@ class Reranker:
             logits=logits,
             truncated=pairs.truncated,
             query_truncated=pairs.query_truncated,
+            unknown_tokens=pairs.unknown_tokens,
             token_counts=pairs.lengths,
             batches=len(plans),
             padding_waste=padding_waste(plans, pairs.lengths),

@@ -4,7 +4,9 @@ from crossforge.export.passes.cls_only import keep_first_row
 from crossforge.export.passes.fp16 import convert_fp16
 from crossforge.export.passes.fp16_overflow import find_overflows
 from crossforge.export.passes.fuse import fuse_for_cpu
+from crossforge.export.passes.fuse_cuda import fuse_for_cuda
 from crossforge.export.passes.int8_dynamic import quantize_int8_dynamic
+from crossforge.export.passes.int8_static import quantize_int8_static
 from crossforge.export.passes.result import PassResult
 from crossforge.export.passes.smooth import smooth
 from crossforge.export.passes.trim_vocabulary import trim_vocabulary
@@ -14,8 +16,10 @@ __all__ = [
     "convert_fp16",
     "find_overflows",
     "fuse_for_cpu",
+    "fuse_for_cuda",
     "keep_first_row",
     "quantize_int8_dynamic",
+    "quantize_int8_static",
     "smooth",
     "trim_vocabulary",
 ]

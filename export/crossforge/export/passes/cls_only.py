@@ -30,6 +30,7 @@ from crossforge.export.passes.graph import (
     Dimension,
     Shape,
     attribute,
+    foreign_operators,
     integer_constants,
     names_read,
     probe_shapes,
@@ -77,8 +78,7 @@ def _obstacle(model: ModelProto) -> str | None:
         refuse_quantized(model)
     except InputError as error:
         return str(error)
-    foreign = sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")})
-    if foreign:
+    if foreign := sorted(foreign_operators(model)):
         return f"the graph is fused already ({', '.join(foreign)}); apply this pass to the graph of standard operators"
     if opset_of(model) < _OLDEST_OPSET:
         return f"the graph's opset is {opset_of(model)}; {_OLDEST_OPSET} or later is needed"

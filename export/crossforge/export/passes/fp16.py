@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from crossforge.export.onnx import opset_of
+from crossforge.export.passes.graph import FUSED, MICROSOFT, find_ranks, find_types, foreign_operators
 from crossforge.export.passes.int8_dynamic import refuse_quantized
-from crossforge.export.passes.ranks import infer_ranks
 from crossforge.export.passes.result import PassResult
 from crossforge.profiles import InputError
 
@@ -35,7 +35,7 @@ _ALWAYS_FLOAT32 = frozenset(
         *("LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "BatchNormalization"),
         *("LpNormalization", "MeanVarianceNormalization", "Softmax", "LogSoftmax", "CumSum", "Sqrt", "Reciprocal"),
         *("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceLogSumExp"),
-        *("If", "Loop", "Scan"),
+        *("If", "Loop", "Scan", "SkipLayerNormalization"),
     }
 )
 _NORM_STEPS = frozenset(
@@ -44,7 +44,7 @@ _NORM_STEPS = frozenset(
 """A node of the first kind that a node of the second reads: steps of a LayerNorm or an RMSNorm that is spelled out."""
 _READS_ANY = frozenset({"Shape", "Size", "Cast", "IsNaN", "IsInf"})
 """Operators that answer the same whichever precision they read."""
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "Einsum"})
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "Einsum", "Attention", "MultiHeadAttention"})
 
 
 def convert_fp16(model: ModelProto, *, keep_fp32_nodes: Collection[str] = ()) -> PassResult:
@@ -61,7 +61,7 @@ def convert_fp16(model: ModelProto, *, keep_fp32_nodes: Collection[str] = ()) ->
             ``keep_fp32_nodes``.
     """
     _check(model)
-    if TensorProto.FLOAT16 in _infer_types(model).values():
+    if TensorProto.FLOAT16 in find_types(model).values():
         copy = ModelProto()
         copy.CopyFrom(model)
         return PassResult(model=copy, changed=False, notes=("the model computes in float16 already",))
@@ -70,9 +70,12 @@ def convert_fp16(model: ModelProto, *, keep_fp32_nodes: Collection[str] = ()) ->
         raise InputError("no node to keep in float32 has this name", got=unknown[0], allowed="names of the model's nodes")
     plan = PrecisionPlan(result, keep_fp32_nodes)
     writer = _Writer(result, plan)
-    writer.run()
+    if plan.half:
+        writer.run()
+    else:
+        result.CopyFrom(model)
     notes = [f"{len(plan.half)} nodes in float16, {plan.float_count} kept in float32, {writer.casts} casts between them"]
-    if masks:
+    if masks and plan.half:
         notes.append(f"{masks} masking constants raised to {-LARGEST:.0f}")
     if plan.large:
         notes.append(f"{len(plan.large)} constants beyond {LARGEST:.0f} stay float32")
@@ -107,7 +110,7 @@ class PrecisionPlan:
     def __init__(self, model: ModelProto, keep_fp32_nodes: Collection[str] = ()) -> None:
         self._graph = model.graph
         self._opset = opset_of(model)
-        self.floats = {name for name, kind in _infer_types(model).items() if kind == _FLOAT}
+        self.floats = {name for name, kind in find_types(model).items() if kind == _FLOAT}
         """Every float32 tensor."""
         self.constants = {name: tensor for name, tensor in _constants(model) if tensor.data_type == _FLOAT}
         """The float32 constants, weights included."""
@@ -123,7 +126,7 @@ class PrecisionPlan:
         self._activations = self._find_activations(masks)
         self._unholdable = self._find_unholdable(masks | self.large)
         computing = [node for node in self._graph.node if node.input and self._activations.intersection(node.output)]
-        head = self._find_head(infer_ranks(model))
+        head = self._find_head(find_ranks(model))
         captured = {name for node in self._graph.node for name in _captured(node)}
         candidates = {
             node.name: node
@@ -199,6 +202,8 @@ class PrecisionPlan:
 
     def _allows_half(self, node: NodeProto) -> bool:
         """Whether the operator's definition has float16 for what this node reads."""
+        if node.domain == MICROSOFT:
+            return True  # of all that _check lets through
         schema = onnx.defs.get_schema(node.op_type, self._opset, node.domain)
         allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
         declared = (
@@ -303,22 +308,9 @@ class _Writer:
 
 def _check(model: ModelProto) -> None:
     refuse_quantized(model)
-    if foreign := sorted({node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")}):
-        raise InputError("the model has operators of one engine's own", got=", ".join(foreign), allowed="standard ONNX")
-
-
-def _infer_types(model: ModelProto) -> dict[str, int]:
-    """Element types by tensor name. Weights are shown to the inference without their content: it refuses 2 GB."""
-    light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    for tensor in model.graph.initializer:
-        light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    inferred = onnx.shape_inference.infer_shapes(light).graph
-    known = [*inferred.value_info, *inferred.input, *inferred.output]
-    return {value.name: value.type.tensor_type.elem_type for value in known}
+    if foreign := sorted(foreign_operators(model) - {f"{MICROSOFT}.{op_type}" for op_type in FUSED}):
+        allowed = f"standard ONNX, and ONNX Runtime's {', '.join(sorted(FUSED))}"
+        raise InputError("the model has operators of one engine's own", got=", ".join(foreign), allowed=allowed)
 
 
 def _name_nodes(model: ModelProto) -> None:
@@ -334,7 +326,7 @@ def _name_nodes(model: ModelProto) -> None:
 
 def _drop_casts(model: ModelProto) -> None:
     """Drop what exporters write where a model computes in float32 explicitly: there is nothing else yet."""
-    types = _infer_types(model)
+    types = find_types(model)
     kept_names = {value.name for value in model.graph.output} | {n for node in model.graph.node for n in _captured(node)}
     aliases: dict[str, str] = {}
     nodes = []

@@ -12,6 +12,7 @@ for ONNX Runtime alone: never give it to TensorRT or OpenVINO.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -34,7 +35,9 @@ def fuse_for_cpu(model: ModelProto) -> PassResult:
         model: A reranker, float32 or int8; not changed.
     """
     if weight_bytes(model) >= EXTERNAL_DATA_THRESHOLD_BYTES:
-        return PassResult(model=model, changed=False, notes=("not fused ahead of time: 2 GB of weights or more",))
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        return PassResult(model=copy, changed=False, notes=("not fused ahead of time: 2 GB of weights or more",))
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     # The extended level is the last that does not depend on the processor that it runs on.
@@ -49,5 +52,12 @@ def fuse_for_cpu(model: ModelProto) -> PassResult:
             disabled_optimizers=list(NEVER_ON_CPU),
         )
         fused: ModelProto = onnx.load(str(path))
-    before, after = len(model.graph.node), len(fused.graph.node)
-    return PassResult(model=fused, changed=after != before, notes=(f"{before} nodes fused to {after}",))
+    if _kinds(fused) == _kinds(model):  # written in another order, perhaps, and with opsets that nothing needs
+        fused.CopyFrom(model)
+        return PassResult(model=fused, changed=False, notes=("not applicable: nothing is left to fuse",))
+    notes = (f"{len(model.graph.node)} nodes fused to {len(fused.graph.node)}",)
+    return PassResult(model=fused, changed=True, notes=notes)
+
+
+def _kinds(model: ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)

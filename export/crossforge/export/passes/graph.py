@@ -1,4 +1,4 @@
-"""Reading a graph: who makes a tensor, which values are constant, and how large a tensor is."""
+"""Reading a graph: who makes a tensor, which values are constant, and of what size and type a tensor is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 PROBES = ((3, 17), (5, 19))
 """Batch sizes and sequence lengths at which :func:`probe_shapes` asks for every shape. The lengths fit any model."""
 ONE = (1,) * len(PROBES)
 """A dimension of one row, whatever the inputs' sizes."""
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+FUSED = frozenset({"Attention", "BiasGelu", "FastGelu", "Gelu", "MultiHeadAttention", "SkipLayerNormalization"})
+"""Operators of that domain that hold several standard ones. Their outputs have the shape and type of their first input."""
 _SMALL_ELEMENTS = 1024
 """Tensors up to this size may be shapes and axes, whose values shape inference reads."""
 
@@ -29,9 +33,25 @@ def probe_shapes(model: ModelProto) -> dict[str, Shape]:
     Symbolic inference loses the batch's name at every broadcast, so it cannot tell whether a ``Reshape`` keeps it. Numbers
     do not get lost: the graph is inferred at two pairs of sizes, and what moves with the batch is the batch.
     """
-    probes = [_infer_shapes(model, batch, sequence) for batch, sequence in PROBES]
+    probes = [_probe(model, batch, sequence) for batch, sequence in PROBES]
     common = set.intersection(*(set(probe) for probe in probes))
     return {name: _merge([probe[name] for probe in probes]) for name in common if _agree(probe[name] for probe in probes)}
+
+
+def find_ranks(model: ModelProto) -> dict[str, int]:
+    """Number of axes by tensor name, for the tensors where shape inference finds it out."""
+    known = (value for value in _infer(model) if value.type.tensor_type.HasField("shape"))
+    return {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+
+
+def find_types(model: ModelProto) -> dict[str, int]:
+    """Element types by tensor name, for the tensors where type inference finds it out."""
+    return {value.name: value.type.tensor_type.elem_type for value in _infer(model)}
+
+
+def foreign_operators(model: ModelProto) -> set[str]:
+    """Operators that are not standard ONNX, as ``domain.operator``."""
+    return {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
 
 
 def integer_constants(graph: GraphProto) -> dict[str, NDArray[np.int64]]:
@@ -67,33 +87,52 @@ def names_read(node: NodeProto) -> Iterator[str]:
         yield from (output.name for output in entry.g.output)
 
 
-def _infer_shapes(model: ModelProto, batch: int, sequence: int) -> dict[str, tuple[int | None, ...]]:
-    """Shapes at one size of the inputs. Inference refuses a message of 2 GB, so large weights go without content."""
+def _probe(model: ModelProto, batch: int, sequence: int) -> dict[str, tuple[int | None, ...]]:
+    """Shapes at one size of the inputs."""
+    return {
+        value.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
+        for value in _infer(model, (batch, sequence))
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def _infer(model: ModelProto, sizes: tuple[int, int] | None = None) -> list[ValueInfoProto]:
+    """Types and shapes, at one batch size and sequence length or as they are declared.
+
+    Inference refuses a message of 2 GB, so large weights go without content.
+    """
     light = ModelProto()
     for entry in model.opset_import:
         # Inference reads target shapes from 14 on. What 14 changed since 13 is which types operators take.
         light.opset_import.append(helper.make_opsetid(entry.domain, 14 if entry.version == 13 else entry.version))
     light.ir_version = model.ir_version
     light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.output.extend(onnx.ValueInfoProto(name=output.name) for output in model.graph.output)
+    for node in model.graph.node:
+        light.graph.node.extend([node] if node.domain != MICROSOFT else _stand_ins(node))
+    for value in model.graph.output:
+        light.graph.output.append(value)
+        if sizes:  # the declared shape is of others
+            light.graph.output[-1].type.tensor_type.ClearField("shape")
     weights = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         if value.name not in weights:
             light.graph.input.append(value)
             for axis, dimension in enumerate(light.graph.input[-1].type.tensor_type.shape.dim):
-                if not dimension.HasField("dim_value"):
-                    dimension.dim_value = sequence if axis else batch
+                if sizes and not dimension.HasField("dim_value"):
+                    dimension.dim_value = sizes[min(axis, 1)]
     for tensor in model.graph.initializer:
         light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         if _elements(tensor) <= _SMALL_ELEMENTS:
             light.graph.initializer.append(tensor)
     inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-    return {
-        value.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
-        for value in [*inferred.value_info, *inferred.input, *inferred.output]
-        if value.type.tensor_type.HasField("shape")
-    }
+    return [*inferred.value_info, *inferred.input, *inferred.output]
+
+
+def _stand_ins(node: NodeProto) -> list[NodeProto]:
+    """Standard operators with the outputs of a node that inference does not know."""
+    if node.op_type not in FUSED:
+        return [node]
+    return [helper.make_node("Identity", node.input[:1], [output]) for output in node.output if output]
 
 
 def _agree(shapes: Iterable[tuple[int | None, ...]]) -> bool:

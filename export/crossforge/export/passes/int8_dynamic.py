@@ -12,25 +12,23 @@ word embeddings are stored as int8 with one scale a row. Runs in ONNX Runtime (`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from crossforge.export.onnx import opset_of
 from crossforge.export.passes import gelu
+from crossforge.export.passes.int8_graph import Int8Graph
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.result import PassResult
-from crossforge.export.passes.rounding import LEVELS, column_scales, round_to_nearest
+from crossforge.export.passes.rounding import LEVELS
 from crossforge.profiles import InputError
 
 _MICROSOFT = "com.microsoft"
 _SMALLEST_SCALE = 1e-12
-_EMBEDDING_ROWS = 1000
-"""A lookup table with fewer rows (positions, segments) is not worth quantizing."""
 
 
 def quantize_int8_dynamic(
@@ -57,19 +55,20 @@ def quantize_int8_dynamic(
     _check(model)
     result = ModelProto()
     result.CopyFrom(model)
-    rewriter = _Rewriter(result, rounded or {}, keep_fp32, levels)
-    rewriter.run(quantize_embeddings=quantize_embeddings)
+    graph = Int8Graph(result, rounded=rounded, levels=levels)
+    rewriter = _TokenRewriter(result, graph)
+    products = {product.node.output[0] for product in find_encoder_products(result) if product.weight not in keep_fp32}
+    graph.rewrite(products, rewriter.rewrite_product, quantize_embeddings=quantize_embeddings)
+    changed = rewriter.products + graph.tables > 0
+    if not changed:
+        result.CopyFrom(model)
+    elif all(entry.domain != _MICROSOFT for entry in result.opset_import):
+        result.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
     notes = (
-        f"{rewriter.products} matrix products and {rewriter.tables} lookup tables quantized to int8, "
+        f"{rewriter.products} matrix products and {graph.tables} lookup tables quantized to int8, "
         f"{rewriter.activations} activation tensors with one scale a token",
     )
-    return PassResult(model=result, changed=rewriter.products + rewriter.tables > 0, notes=notes)
-
-
-def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 with one scale a column, to nearest: float32 [in, out] -> int8 [in, out], float32 [out]."""
-    scales = column_scales(weight)
-    return round_to_nearest(weight, scales), scales
+    return PassResult(model=result, changed=changed, notes=notes)
 
 
 def refuse_quantized(model: ModelProto) -> None:
@@ -117,144 +116,72 @@ _GELU = _TokenCode(
 )
 
 
-class _Rewriter:
-    """Walks a graph once and writes it anew."""
+class _TokenRewriter:
+    """Puts integer products with one activation scale a token in the place of float ones."""
 
-    def __init__(
-        self, model: ModelProto, rounded: Mapping[str, NDArray[np.int8]], keep_fp32: Collection[str], levels: int
-    ) -> None:
-        self._model = model
-        self._rounded = rounded
-        self._levels = levels
-        self._graph = model.graph
-        self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
-        products = find_encoder_products(model)
-        self._products = {product.node.output[0] for product in products if product.weight not in keep_fp32}
-        self._nodes: list[NodeProto] = []
+    def __init__(self, model: ModelProto, graph: Int8Graph) -> None:
+        self._graph = graph
+        self._opset = opset_of(model)
         self._gelu_outputs = gelu.find_gelu_outputs(model)
         self._quantized: dict[str, str] = {}  # activation -> prefix of its quantized form
-        self._new: dict[str, TensorProto] = {}
-        self.products = self.tables = 0
+        self.products = 0
 
     @property
     def activations(self) -> int:
         return len(self._quantized)
 
-    def run(self, *, quantize_embeddings: bool) -> None:
-        for node in self._graph.node:
-            if node.output[0] in self._products:
-                self._rewrite_product(node)
-            elif quantize_embeddings and self._is_embedding(node):
-                self._rewrite_embedding(node)
-            else:
-                self._nodes.append(node)
-        nodes = [*self._nodes]
-        del self._graph.node[:]
-        self._graph.node.extend(nodes)
-        used = {*_names_read(nodes), *(output.name for output in self._graph.output)}
-        kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend([*kept, *self._new.values()])
-        del self._graph.value_info[:]
-        if all(entry.domain != _MICROSOFT for entry in self._model.opset_import):
-            self._model.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
-
-    def _is_embedding(self, node: NodeProto) -> bool:
-        return (
-            node.op_type == "Gather"
-            and self._is_matrix(node.input[0])
-            and all(attribute.i == 0 for attribute in node.attribute)  # the axis, which is 0 where it is left out
-            and self._weights[node.input[0]].dims[0] >= _EMBEDDING_ROWS
-        )
-
-    def _is_matrix(self, name: str) -> bool:
-        tensor = self._weights.get(name)
-        return tensor is not None and len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT
-
-    def _rewrite_product(self, node: NodeProto) -> None:
+    def rewrite_product(self, node: NodeProto) -> None:
         activation, weight = node.input
-        columns, scale = self._quantize_weight(weight)
+        columns, scale = self._graph.quantize_weight(weight)
         out = node.output[0]
         code = _GELU if activation in self._gelu_outputs else _SYMMETRIC
         token = self._quantize_tokens(activation, code, inner=columns.shape[0])
-        integers = self._constant(f"{weight}_int8", columns)
-        scales = self._constant(f"{weight}_scale", scale)
-        one = self._constant("int8_one", np.asarray(1, np.float32))
-        zero_point = self._constant(f"int8_{code.name}_zero_point", np.asarray(code.zero_point, np.uint8))
-        zero = self._constant("int8_zero", np.asarray(0, np.int8))
-        width = self._constant(f"int8_width_{columns.shape[1]}", np.asarray([columns.shape[1]], np.int64))
+        add, constant = self._graph.add, self._graph.constant
+        integers = constant(f"{weight}_int8", columns)
+        scales = constant(f"{weight}_scale", scale)
+        one = constant("int8_one", np.asarray(1, np.float32))
+        zero_point = constant(f"int8_{code.name}_zero_point", np.asarray(code.zero_point, np.uint8))
+        zero = constant("int8_zero", np.asarray(0, np.int8))
+        width = constant(f"int8_width_{columns.shape[1]}", np.asarray([columns.shape[1]], np.int64))
         # The engine's product takes one activation scale; the token's own is applied to the float result.
-        self._add(
+        add(
             "MatMulIntegerToFloat",
             [f"{token}_q", integers, one, scales, zero_point, zero],
             f"{out}_unscaled",
             domain=_MICROSOFT,
         )
-        self._add("Mul", [f"{out}_unscaled", f"{token}_scale"], f"{out}_tokens")
-        self._add("Concat", [f"{token}_batch", width], f"{out}_shape", axis=0)
-        self._add("Reshape", [f"{out}_tokens", f"{out}_shape"], out)
+        add("Mul", [f"{out}_unscaled", f"{token}_scale"], f"{out}_tokens")
+        add("Concat", [f"{token}_batch", width], f"{out}_shape", axis=0)
+        add("Reshape", [f"{out}_tokens", f"{out}_shape"], out)
         self.products += 1
-
-    def _quantize_weight(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        weight = numpy_helper.to_array(self._weights[name])
-        scales = column_scales(weight, self._levels)
-        rounded = self._rounded.get(name)
-        return (round_to_nearest(weight, scales, self._levels) if rounded is None else rounded), scales
 
     def _quantize_tokens(self, activation: str, code: _TokenCode, *, inner: int) -> str:
         """Quantize an activation [batch, sequence, inner] once, however many products read it."""
         if activation in self._quantized:
             return self._quantized[activation]
         prefix = self._quantized[activation] = f"{activation}_token"
-        flat = self._constant(f"int8_flat_{inner}", np.asarray([-1, inner], np.int64))
-        axis = self._constant("int8_axis", np.asarray([1], np.int64))
-        step = self._constant(f"int8_{code.name}_step", np.asarray(1 / code.levels, np.float32))
-        smallest = self._constant(f"int8_{code.name}_smallest", np.asarray(code.smallest_scale, np.float32))
-        begin, end = self._constant("int8_0", np.asarray([0], np.int64)), self._constant("int8_2", np.asarray([2], np.int64))
-        self._add("Reshape", [activation, flat], f"{prefix}_flat")
+        add, constant = self._graph.add, self._graph.constant
+        flat = constant(f"int8_flat_{inner}", np.asarray([-1, inner], np.int64))
+        axis = constant("int8_axis", np.asarray([1], np.int64))
+        step = constant(f"int8_{code.name}_step", np.asarray(1 / code.levels, np.float32))
+        smallest = constant(f"int8_{code.name}_smallest", np.asarray(code.smallest_scale, np.float32))
+        begin, end = constant("int8_0", np.asarray([0], np.int64)), constant("int8_2", np.asarray([2], np.int64))
+        add("Reshape", [activation, flat], f"{prefix}_flat")
         largest_of = f"{prefix}_flat"
         if code.signed:
             largest_of = f"{prefix}_abs"
-            self._add("Abs", [f"{prefix}_flat"], largest_of)
-        if opset_of(self._model) >= 18:
-            self._add("ReduceMax", [largest_of, axis], f"{prefix}_max", keepdims=0)
+            add("Abs", [f"{prefix}_flat"], largest_of)
+        if self._opset >= 18:
+            add("ReduceMax", [largest_of, axis], f"{prefix}_max", keepdims=0)
         else:
-            self._add("ReduceMax", [largest_of], f"{prefix}_max", axes=[1], keepdims=0)
-        self._add("Mul", [f"{prefix}_max", step], f"{prefix}_raw")
-        self._add("Max", [f"{prefix}_raw", smallest], f"{prefix}_scales")
-        self._add("Shape", [f"{prefix}_scales"], f"{prefix}_count")
+            add("ReduceMax", [largest_of], f"{prefix}_max", axes=[1], keepdims=0)
+        add("Mul", [f"{prefix}_max", step], f"{prefix}_raw")
+        add("Max", [f"{prefix}_raw", smallest], f"{prefix}_scales")
+        add("Shape", [f"{prefix}_scales"], f"{prefix}_count")
         zero_point = numpy_helper.from_array(np.asarray([code.zero_point], np.uint8))
-        self._add("ConstantOfShape", [f"{prefix}_count"], f"{prefix}_zero", value=zero_point)
-        self._add("QuantizeLinear", [f"{prefix}_flat", f"{prefix}_scales", f"{prefix}_zero"], f"{prefix}_q", axis=0)
-        self._add("Unsqueeze", [f"{prefix}_scales", axis], f"{prefix}_scale")
-        self._add("Shape", [activation], f"{prefix}_shape")
-        self._add("Slice", [f"{prefix}_shape", begin, end], f"{prefix}_batch")
+        add("ConstantOfShape", [f"{prefix}_count"], f"{prefix}_zero", value=zero_point)
+        add("QuantizeLinear", [f"{prefix}_flat", f"{prefix}_scales", f"{prefix}_zero"], f"{prefix}_q", axis=0)
+        add("Unsqueeze", [f"{prefix}_scales", axis], f"{prefix}_scale")
+        add("Shape", [activation], f"{prefix}_shape")
+        add("Slice", [f"{prefix}_shape", begin, end], f"{prefix}_batch")
         return prefix
-
-    def _rewrite_embedding(self, node: NodeProto) -> None:
-        table, ids = node.input
-        rows, scale = quantize_columns(numpy_helper.to_array(self._weights[table]).T)
-        out = node.output[0]
-        integers = self._constant(f"{table}_rows_int8", np.ascontiguousarray(rows.T))
-        scales = self._constant(f"{table}_rows_scale", scale[:, None])
-        self._add("Gather", [integers, ids], f"{out}_int8", axis=0)
-        self._add("Cast", [f"{out}_int8"], f"{out}_float", to=TensorProto.FLOAT)
-        self._add("Gather", [scales, ids], f"{out}_scale", axis=0)
-        self._add("Mul", [f"{out}_float", f"{out}_scale"], out)
-        self.tables += 1
-
-    def _constant(self, name: str, value: NDArray[np.generic]) -> str:
-        if name not in self._new:
-            self._new[name] = numpy_helper.from_array(value, name)
-        return name
-
-    def _add(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
-        self._nodes.append(helper.make_node(op_type, list(inputs), [output], name=f"{output}_{op_type}", **attributes))
-
-
-def _names_read(nodes: Iterable[NodeProto]) -> Iterator[str]:
-    """The tensors that nodes read, those inside the branches of an ``If`` included."""
-    for node in nodes:
-        yield from node.input
-        for attribute in node.attribute:
-            yield from _names_read(attribute.g.node)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-from crossforge.export.passes.ranks import infer_ranks
+from crossforge.export.passes.graph import find_ranks
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def find_encoder_products(model: ModelProto) -> list[EncoderProduct]:
         for tensor in model.graph.initializer
         if len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT
     }
-    ranks = infer_ranks(model)
+    ranks = find_ranks(model)
     return [
         EncoderProduct(node, node.input[0], node.input[1], matrices[node.input[1]])
         for node in model.graph.node

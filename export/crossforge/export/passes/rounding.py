@@ -34,6 +34,12 @@ def round_to_nearest(weight: NDArray[np.floating], scales: NDArray[np.float32], 
     return rounded
 
 
+def quantize_columns(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 with one scale a column, to nearest: float [in, out] -> int8 [in, out], float32 [out]."""
+    scales = column_scales(weight)
+    return round_to_nearest(weight, scales), scales
+
+
 def round_by_output(
     weight: NDArray[np.floating], scales: NDArray[np.float32], gram: NDArray[np.float64], levels: int = LEVELS
 ) -> NDArray[np.int8]:

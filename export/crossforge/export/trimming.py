@@ -1,0 +1,182 @@
+"""The trimming stage: a bundle in, a bundle out that holds only the tokens that given texts use.
+
+Every variant is trimmed as it is; none is made again. So nothing is calibrated, rounded or repaired anew: on text that is
+kept each variant answers what it answered before, and its parity figures stay true. For them to mean what they say, the
+tokens of the pairs that they rest on (the built-in verification pairs and the bundle's golden pairs) are kept besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
+from crossforge.export.onnx import save_onnx
+from crossforge.export.pairs import digest_pairs, flatten, verification_pairs
+from crossforge.export.passes.trim_vocabulary import TrimResult, count_rows, renumber_tokens, trim_vocabulary
+from crossforge.export.passes.vocabulary import list_texts
+from crossforge.export.tokenizer_files import find_named_ids, write_renumbered_files
+from crossforge.profiles import MANIFEST_NAME, GateError, InputError, Manifest, Precision, Trimming, Variant
+from crossforge.runtime.activation import Floats
+from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.records import read_passages, read_run
+from crossforge.runtime.reranker import Reranker
+from crossforge.runtime.tokenization import derive_pair_template, load_tokenizer
+
+_TOLERANCE = 1e-6
+"""Largest difference of a logit between a variant and its trimmed self: the same arithmetic on the same numbers."""
+
+
+def read_texts(texts: Sequence[Path], runs: Sequence[Path] = ()) -> list[str]:
+    """Read texts to trim to.
+
+    Args:
+        texts: Files of a text a line, or of JSON lines, as :func:`~crossforge.runtime.records.read_passages` reads them.
+        runs: Files in the run format, whose queries and passages are taken.
+
+    Raises:
+        InputError: There is no file, or one cannot be read.
+    """
+    if not texts and not runs:
+        raise InputError("there is no text to trim to", allowed="--texts FILE, --run FILE, or both")
+    lines = [passage.text for path in texts for passage in read_passages(path)]
+    records = [record for path in runs for record in read_run(path)]
+    return [*lines, *(text for record in records for text in (record.query, *(p.text for p in record.passages)))]
+
+
+def trim_bundle(
+    bundle: str | Path, target: str | Path, texts: Iterable[str], *, progress: Progress | None = None
+) -> Manifest:
+    """Write a bundle whose tokenizer and embedding tables hold only the tokens that texts use.
+
+    Kept besides: special and added tokens, and the tokens of the built-in verification pairs and of the golden pairs. Every
+    trimmed variant is compared with the one that it was made of, on those pairs, through the runtime.
+
+    Args:
+        bundle: The bundle to trim; only read.
+        target: The folder to write. A bundle that is there is replaced when the new one is complete; it may be ``bundle``.
+        texts: Queries and passages as they will be scored.
+        progress: Told of each stage.
+
+    Returns:
+        The manifest that was written; ``trimmed`` has the figures.
+
+    Raises:
+        InputError: There is no text, ``target`` holds something else, the bundle was verified on other pairs than this
+            version has, or its tokenizer or a graph cannot be trimmed.
+        BundleError: The bundle is missing or damaged.
+        GateError: A trimmed variant answers differently; nothing is written.
+    """
+    progress = progress or Silent()
+    refuse_other_content(Path(target))
+    source = Bundle.open(bundle)
+    corpus = list_texts(texts)
+    if not any(text.strip() for text in corpus):
+        raise InputError("there is no text to trim to", got=f"{len(corpus)} texts, all of them blank")
+    _refuse_other_pairs(source)
+    with progress.stage("compare files") as stage:
+        source.check(source.manifest.files)
+        stage.note = f"{len(source.manifest.files)} files"
+    with staged_bundle(target) as folder:
+        with progress.stage("trim the vocabulary") as stage:
+            manifest, left_out = _trim(source, folder, corpus)
+            stage.note = f"{manifest.trimmed}: those of the texts and of the pairs that verdicts rest on, and special ones"
+            if left_out:
+                stage.note += f"; left out, for it holds the old vocabulary: {', '.join(left_out)}"
+        (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        for precision in manifest.variants:
+            with progress.stage(f"verify {precision}") as stage:
+                stage.note = _verify(source, Bundle(folder, manifest), precision)
+    return manifest
+
+
+def _refuse_other_pairs(source: Bundle) -> None:
+    """Parity figures of pairs whose tokens are not kept would say nothing about the trimmed variants."""
+    expected = digest_pairs(verification_pairs())
+    if any(variant.parity.pairs_sha256 != expected for variant in source.manifest.variants.values()):
+        raise InputError(
+            f"{source.path} was verified on other pairs than the built-in ones of this version",
+            fix="Export it again with this version and without --verification, then trim it.",
+        )
+
+
+def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, list[str]]:
+    """Write everything but the manifest.
+
+    Returns:
+        The manifest, and the names of the files that were left out.
+    """
+    manifest = source.manifest
+    texts = dict.fromkeys([*corpus, *(text for pair in _kept_pairs(manifest) for text in pair)])
+    first, *others = manifest.variants
+    graph = _read_graph(source, first)
+    named = {id_ for id_ in find_named_ids(source.path) if 0 <= id_ < count_rows(graph)}
+    tokenizer_json = (source.path / TOKENIZER_NAME).read_text(encoding="utf-8")
+    result = trim_vocabulary(graph, tokenizer_json, texts, keep_ids={manifest.pad_token_id, *named})
+    variants = {first: _write_graph(result.model, folder, manifest.variants[first])}
+    for precision in others:
+        trimmed = renumber_tokens(_read_graph(source, precision), result.new_ids)
+        variants[precision] = _write_graph(trimmed, folder, manifest.variants[precision])
+    of_models = {name for variant in manifest.variants.values() for name in variant.files}
+    names = [name for name in manifest.files if name not in of_models]
+    left_out = write_renumbered_files(source.path, names, folder, result.tokenizer_json, result.new_ids)
+    trimmed_manifest = replace(
+        manifest,
+        pair_template=derive_pair_template(load_tokenizer(folder / TOKENIZER_NAME)),
+        pad_token_id=int(result.new_ids[manifest.pad_token_id]),
+        trimmed=_add_up(manifest.trimmed, result),
+        variants=variants,
+        files=record_files(folder),
+    )
+    return trimmed_manifest, left_out
+
+
+def _kept_pairs(manifest: Manifest) -> list[tuple[str, str]]:
+    return [*flatten(verification_pairs()), *((pair.query, pair.passage) for pair in manifest.golden)]
+
+
+def _read_graph(source: Bundle, precision: Precision) -> ModelProto:
+    return onnx.load(str(source.path / source.manifest.variants[precision].path))
+
+
+def _write_graph(graph: ModelProto, folder: Path, variant: Variant) -> Variant:
+    files = save_onnx(graph, folder / variant.path)
+    return replace(variant, files=tuple(file.relative_to(folder).as_posix() for file in files))
+
+
+def _add_up(before: Trimming | None, result: TrimResult) -> Trimming:
+    earlier = before.removed_tokens if before else 0
+    return Trimming(kept_tokens=result.kept, removed_tokens=earlier + result.removed)
+
+
+def _verify(source: Bundle, trimmed: Bundle, precision: Precision) -> str:
+    """Compare a variant with the one that it was made of.
+
+    Returns:
+        The figures in words.
+
+    Raises:
+        GateError: They answer differently.
+    """
+    before, after = _logits(source, precision), _logits(trimmed, precision)
+    difference = float(np.abs(after - before).max(initial=0.0))
+    if not difference <= _TOLERANCE:
+        raise GateError(
+            f"the trimmed {precision} variant does not answer what the untrimmed one does",
+            got=f"a difference of {difference:.2g}",
+            allowed=f"up to {_TOLERANCE:g}",
+            fix="Nothing was written.",
+        )
+    sizes = (bundle.size_bytes(precision) / 1e6 for bundle in (source, trimmed))
+    return "{:.1f} MB before, {:.1f} MB now; ".format(*sizes) + f"largest logit difference to before {difference:.2g}"
+
+
+def _logits(bundle: Bundle, precision: Precision) -> Floats:
+    with Reranker.load(bundle, provider="cpu", precision=precision, check_files=False) as reranker:
+        return reranker.score_pairs(_kept_pairs(bundle.manifest)).logits
