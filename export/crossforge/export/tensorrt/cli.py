@@ -65,7 +65,7 @@ def build(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Compile TensorRT engines for the shapes that really come, for this GPU or ahead of time for others."""
-    require_extras("quantize", purpose="Building engines")
+    require_extras("rtx", purpose="Building engines")
     from crossforge.export.tensorrt.build import build_engines
     from crossforge.export.tensorrt.shapes import ShapeOptions
 

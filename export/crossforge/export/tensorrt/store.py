@@ -35,9 +35,10 @@ def find_engine(path: Path, spec: EngineSpec) -> EngineRecord | None:
         return None
     try:
         bundle.check((spec.path, spec.record_path))
-        return read_engine(bundle, spec.record_path)
+        record = read_engine(bundle, spec.record_path)
     except BundleError:  # damaged, or of another schema: built again
         return None
+    return record if record.engine == bundle.manifest.files[spec.path] else None
 
 
 def store_engine(path: Path, spec: EngineSpec, compiled: CompiledEngine, *, build_seconds: float) -> EngineRecord:
@@ -69,7 +70,7 @@ def store_engine(path: Path, spec: EngineSpec, compiled: CompiledEngine, *, buil
             struck = (spec.path, spec.record_path, *(f"{ENGINE_FOLDER}/{leftover.name}" for leftover in leftovers))
             _rewrite_manifest(path, dict.fromkeys(struck))
             for leftover in leftovers:
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)  # writing the manifest has just used up its own
             _write(path, spec.path, compiled.plan)
             _write(path, spec.record_path, sidecar)
             _rewrite_manifest(path, {spec.path: record.engine, spec.record_path: _record(sidecar)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,7 @@ class TimingCache:
         if cache is None:
             return
         part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        try:
+        with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(memoryview(cache.serialize()))
             part.replace(self.path)
-        except OSError:
-            part.unlink(missing_ok=True)
