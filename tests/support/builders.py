@@ -10,12 +10,18 @@ from typing import Any
 from crossforge.profiles import (
     MANIFEST_NAME,
     Activation,
+    EngineBackend,
+    EngineRecord,
+    EngineSpec,
+    EngineTensor,
     FileRecord,
     GoldenPair,
     Manifest,
+    OptimizationProfile,
     ParityReport,
     Precision,
     Scoring,
+    ShapeRange,
     Source,
     Truncation,
     TruncationSide,
@@ -176,3 +182,43 @@ def record_again(folder: Path, name: str) -> None:
     """Make the manifest agree with a file that was altered."""
     manifest = read_manifest(folder)
     write_manifest(folder, replace(manifest, files={**manifest.files, name: record_file(folder / name)}))
+
+
+def make_engine_spec(**overrides: Any) -> EngineSpec:
+    """A float16 engine for one target."""
+    fields: dict[str, Any] = {
+        "precision": Precision.FP16,
+        "model": {"onnx/model_fp16.onnx": "4" * 64},
+        "profiles": (make_profile((1, 64)), make_profile((65, 128))),
+        "backend": EngineBackend.TENSORRT_RTX,
+        "compiler_version": "1.7.1.116",
+        "targets": ("sm86",),
+        "gpu": None,
+        "platform": "linux-x86_64",
+        "builder_level": None,
+        "workspace_mb": None,
+        "version_compatible": False,
+        "hardware_compatible": False,
+    }
+    return EngineSpec(**fields | overrides)
+
+
+def make_engine_record(spec: EngineSpec | None = None, **overrides: Any) -> EngineRecord:
+    spec = spec or make_engine_spec()
+    fields: dict[str, Any] = {
+        "key": spec.key,
+        "spec": spec,
+        "inputs": (EngineTensor(name="input_ids", dtype="int64", shape=(-1, -1)),),
+        "outputs": (EngineTensor(name="logits", dtype="float32", shape=(-1, 1)),),
+        "engine": FileRecord(sha256="5" * 64, size_bytes=1),
+        "build_seconds": 1.5,
+        "crossforge_version": "0.1.0",
+    }
+    return EngineRecord(**fields | overrides)
+
+
+def make_profile(sequence: tuple[int, int], batch: int = 8) -> OptimizationProfile:
+    return OptimizationProfile(
+        batch_size=ShapeRange(min=1, opt=batch, max=batch),
+        sequence_length=ShapeRange(min=sequence[0], opt=sequence[1], max=sequence[1]),
+    )
