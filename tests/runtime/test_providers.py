@@ -20,7 +20,7 @@ CPU_BUILD_ON_GPU_BOX: dict[str, Any] = GPU_BOX | {
     "onnxruntime_providers": ("CPUExecutionProvider",),
 }
 NO_ONNXRUNTIME: dict[str, Any] = {"onnxruntime_packages": (), "onnxruntime_providers": ()}
-NO_TENSORRT = "this version of crossforge does not build TensorRT engines yet"
+NO_TENSORRT = "this version of crossforge builds TensorRT engines but does not run them yet"
 NO_DRIVER = "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
 
 

@@ -1,4 +1,4 @@
-"""Commands that make and judge a bundle (``export``, ``evaluate``, ``demo``), and the entry point of them all."""
+"""Commands that make and judge a bundle (``export``, ``evaluate``, ``demo`` ...), and the entry point of them all."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from crossforge.export.gates import parse_gates
 from crossforge.export.options import Int8Recipe, RangeMethod
 from crossforge.export.requirements import require_extras
+from crossforge.export.tensorrt.cli import app as build_app
 from crossforge.profiles import Activation, InputError, Manifest, Precision
 from crossforge.runtime.cli import BundleArgument, ProviderOption
 from crossforge.runtime.cli import app as runtime_app
@@ -329,6 +330,7 @@ def _version(
         raise typer.Exit
 
 
+app.add_typer(build_app)
 app.add_typer(runtime_app)
 
 

@@ -7,6 +7,13 @@ from crossforge.profiles.buckets import (
     profiles_from_lengths,
 )
 from crossforge.profiles.deployment import DeploymentProfile
+from crossforge.profiles.engine import (
+    ENGINE_FOLDER,
+    EngineBackend,
+    EngineRecord,
+    EngineSpec,
+    EngineTensor,
+)
 from crossforge.profiles.errors import (
     BundleError,
     BundleNotFoundError,
@@ -60,6 +67,7 @@ from crossforge.profiles.workload import DEFAULT_WORKLOAD, Workload
 __all__ = [
     "DEFAULT_MAX_PROFILES",
     "DEFAULT_WORKLOAD",
+    "ENGINE_FOLDER",
     "MANIFEST_NAME",
     "PREFERENCE",
     "SCHEMA_VERSION",
@@ -69,7 +77,11 @@ __all__ = [
     "CrossforgeError",
     "CrossforgeWarning",
     "DeploymentProfile",
+    "EngineBackend",
     "EngineError",
+    "EngineRecord",
+    "EngineSpec",
+    "EngineTensor",
     "ExecutionProvider",
     "FileRecord",
     "GateError",

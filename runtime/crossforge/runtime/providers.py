@@ -87,7 +87,7 @@ def why_not(provider: ExecutionProvider, machine: Machine) -> str | None:
     if provider is not ExecutionProvider.CPU and not machine.gpus:
         return machine.gpu_reason or "no NVIDIA GPU is visible"
     if provider is ExecutionProvider.TENSORRT:
-        return "this version of crossforge does not build TensorRT engines yet"
+        return "this version of crossforge builds TensorRT engines but does not run them yet"
     if not machine.onnxruntime_packages:
         extra = "gpu" if provider is ExecutionProvider.CUDA else "cpu"
         return f'onnxruntime is not installed: pip install "crossforge[{extra}]"'
