@@ -94,6 +94,7 @@ def test_a_plan_explains_itself_in_one_line() -> None:
     assert select_providers("cuda", machine).explain() == "cuda"
     assert select_providers("auto", machine).explain() == f"cuda (not tensorrt: {NO_TENSORRT})"
     assert select_providers("cuda", make_machine()).explain() == f"cpu (not cuda: {NO_DRIVER})"
+    assert select_providers("auto", make_machine()).explain() == f"cpu (not tensorrt or cuda: {NO_DRIVER})"
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "tensorrt"])

@@ -183,6 +183,35 @@ def test_closing_waits_for_a_batch_that_is_running() -> None:
     np.testing.assert_array_equal(answers[0], expected(batch_of(2, 8)))
 
 
+def test_closing_wakes_whoever_waits_for_a_lane() -> None:
+    running, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        running.set()
+        assert go_on.wait(10)
+
+    ours = session(FakeLane(before=wait))
+    errors: list[EngineError] = []
+
+    def work() -> None:
+        try:
+            ours.run(batch_of(1, 8))
+        except EngineError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert running.wait(10)
+    closing = threading.Thread(target=ours.close)
+    closing.start()
+    go_on.set()
+    for thread in [closing, *threads]:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert all(str(error) == "the session is closed" for error in errors)
+
+
 def test_as_many_batches_run_at_once_as_there_are_lanes() -> None:
     together = threading.Barrier(2, timeout=10)
     lanes = [FakeLane(before=lambda: together.wait() and None) for _ in range(2)]

@@ -41,7 +41,10 @@ class ProviderPlan:
 
     def explain(self) -> str:
         """One line: what was taken, and why not the others."""
-        reasons = "; ".join(f"not {rejection.provider}: {rejection.reason}" for rejection in self.rejected)
+        providers: dict[str, list[str]] = {}
+        for rejection in self.rejected:
+            providers.setdefault(rejection.reason, []).append(rejection.provider)
+        reasons = "; ".join(f"not {' or '.join(names)}: {reason}" for reason, names in providers.items())
         return f"{self.chosen}" + (f" ({reasons})" if reasons else "")
 
 

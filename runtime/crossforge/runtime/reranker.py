@@ -29,11 +29,11 @@ from crossforge.profiles import (
 from crossforge.runtime.activation import Floats, activate, relevance
 from crossforge.runtime.batching import padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
-from crossforge.runtime.engines import EngineChoice, read_engines, select_engine
+from crossforge.runtime.decision import decide
 from crossforge.runtime.loading import open_session
-from crossforge.runtime.machine import Machine, inspect_machine, usable_cores
+from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
-from crossforge.runtime.providers import ProviderPlan, select_providers
+from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
@@ -153,9 +153,16 @@ class Reranker:
         if precision == AUTO and deployment.precision is not None:
             precision = deployment.precision
         machine = inspect_machine()
-        engine = _choose_engine(bundle, machine, precision, host_code=allow_host_code)
-        bundle_reasons = {} if engine.record else {ExecutionProvider.TENSORRT: engine.reason}
-        plan = select_providers(provider, machine, order=deployment.providers, strict=strict, bundle_reasons=bundle_reasons)
+        decision = decide(
+            bundle,
+            machine,
+            provider=provider,
+            precision=precision,
+            order=deployment.providers,
+            strict=strict,
+            allow_host_code=allow_host_code,
+        )
+        plan = decision.plan
         if plan.is_fallback:
             warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=2)
         manifest = bundle.manifest
@@ -164,7 +171,7 @@ class Reranker:
             plan,
             precision,
             machine,
-            engine=engine.record,
+            engine=decision.engine,
             lanes=deployment.workers or 1,
             strict=strict,
             check_files=check_files,
@@ -360,13 +367,6 @@ class Reranker:
             return Activation(activation)
         except ValueError:
             raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
-
-
-def _choose_engine(bundle: Bundle, machine: Machine, precision: str, *, host_code: bool) -> EngineChoice:
-    """Read the sidecars only where a GPU could run an engine: a load on the CPU should not pay for them."""
-    if not machine.gpus:
-        return EngineChoice(record=None, reason=machine.gpu_reason)
-    return select_engine(read_engines(bundle), bundle.manifest, machine, precision=precision, host_code=host_code)
 
 
 def _warn_of_truncation(scored: ScoredPairs) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossforge.profiles import DeviceMemoryError, EngineError
+from crossforge.runtime.sessions.memory import Batch
 from crossforge.runtime.sessions.tensorrt.cuda import Cuda, DeviceBuffer, PinnedBuffer
 from crossforge.runtime.sessions.tensorrt.engine import LoadedEngine, Tensor
-from crossforge.runtime.sessions.tensorrt.session import Batch
 
 
 class EngineLane:

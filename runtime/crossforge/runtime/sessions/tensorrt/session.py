@@ -5,7 +5,7 @@ All that touches the GPU is behind :class:`Lane`, so this logic runs and is test
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import LifoQueue
 from threading import Lock
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     DeviceLostError,
-    DeviceMemoryError,
     EngineError,
     ExecutionProvider,
     InputError,
@@ -24,8 +23,7 @@ from crossforge.profiles import (
     check_profiles,
     smallest_profile,
 )
-
-Batch = Mapping[str, NDArray[np.int64]]
+from crossforge.runtime.sessions.memory import Batch, MemoryLimit
 
 
 class Lane(Protocol):
@@ -69,11 +67,11 @@ class TensorRTSession:
         """The shapes that the engine takes."""
         self._lanes = tuple(lanes)
         self._input_names = tuple(input_names)
-        self._free: LifoQueue[Lane] = LifoQueue()
+        self._free: LifoQueue[Lane | None] = LifoQueue()
         for lane in lanes:
             self._free.put(lane)
         self._lock = Lock()
-        self._most_tokens: int | None = None
+        self._memory = MemoryLimit()
         self._lost: DeviceLostError | None = None
         self._closed = False
 
@@ -90,7 +88,7 @@ class TensorRTSession:
     @property
     def most_tokens(self) -> int | None:
         """Largest ``batch x sequence`` that memory allows, as far as it was found out; None while nothing failed."""
-        return self._most_tokens
+        return self._memory.most_tokens
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Compute logits; see :meth:`Session.run`.
@@ -100,7 +98,16 @@ class TensorRTSession:
             InputError: The batch is longer than every profile.
         """
         rows, length = next(iter(batch.values())).shape
-        answers = [self._run_slice(batch, part) for part in self._slices(rows, length)]
+        most = max((profile.batch_size.max for profile in self.profiles if length in profile.sequence_length), default=0)
+        if not most:
+            raise InputError(
+                "the engine has no profile for a pair of this length",
+                got=f"{length} tokens",
+                allowed=", ".join(map(str, self.profiles)),
+                fix="Build the engine with profiles that reach the model's max_length: crossforge build BUNDLE",
+            )
+        parts = [{name: ids[start : start + most] for name, ids in batch.items()} for start in range(0, rows, most)]
+        answers = [self._memory.run(part, self._execute) for part in parts]
         return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
     def close(self) -> None:
@@ -111,43 +118,19 @@ class TensorRTSession:
             self._closed = True
         for _ in self._lanes:
             self._free.get()
+        self._free.put(None)  # wakes whoever waits for a lane
         for lane in self._lanes:
             lane.close()
 
-    def _slices(self, rows: int, length: int) -> Iterator[slice]:
-        """Parts of a batch, each no larger than a profile of its length and the memory take."""
-        largest = max((p.batch_size.max for p in self.profiles if length in p.sequence_length), default=0)
-        if not largest:
-            raise InputError(
-                "the engine has no profile for a pair of this length",
-                got=f"{length} tokens",
-                allowed=", ".join(map(str, self.profiles)),
-                fix="Build the engine with profiles that reach the model's max_length: crossforge build BUNDLE",
-            )
-        start = 0
-        while start < rows:
-            # Asked anew for each part: an earlier one may have found out how much memory there is.
-            most = largest if self._most_tokens is None else min(largest, max(1, self._most_tokens // length))
-            stop = min(rows, start + most)
-            yield slice(start, stop)
-            start = stop
-
-    def _run_slice(self, batch: Batch, part: slice) -> NDArray[np.float32]:
-        piece = {name: ids[part] for name, ids in batch.items()}
-        rows, length = next(iter(piece.values())).shape
+    def _execute(self, batch: Batch) -> NDArray[np.float32]:
+        rows, length = next(iter(batch.values())).shape
         profile = smallest_profile(self.profiles, batch_size=rows, sequence_length=length)
         try:
             with self._lane() as lane:
-                return lane.execute(self.profiles.index(profile), piece)
-        except DeviceMemoryError:
-            if rows == 1:
-                raise
-            with self._lock:
-                self._most_tokens = min(self._most_tokens or rows * length, (rows // 2) * length)
+                return lane.execute(self.profiles.index(profile), batch)
         except DeviceLostError as error:
             self._lost = error
             raise
-        return np.concatenate([self._run_slice(piece, half) for half in (slice(rows // 2), slice(rows // 2, rows))])
 
     @contextmanager
     def _lane(self) -> Iterator[Lane]:
@@ -156,6 +139,9 @@ class TensorRTSession:
         if self._lost is not None:
             raise DeviceLostError(str(self._lost.what), fix="Start a new process.") from self._lost
         lane = self._free.get()
+        if lane is None:
+            self._free.put(None)
+            raise EngineError("the session is closed")
         try:
             yield lane
         finally:
