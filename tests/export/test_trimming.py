@@ -21,12 +21,14 @@ from typer.testing import CliRunner
 from crossforge.export import trimming
 from crossforge.export.cli import app
 from crossforge.export.exporter import export_bundle
-from crossforge.export.pairs import flatten, verification_pairs
-from crossforge.export.trimming import read_texts, trim_bundle
+from crossforge.export.pairs import digest_pairs, flatten, verification_pairs
+from crossforge.export.quantize import quantize_bundle
+from crossforge.export.trimming import trim_bundle
 from crossforge.profiles import CrossforgeError, GateError, InputError, IntegrityError, Precision, Trimming
 from crossforge.runtime import Reranker
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.progress import Silent, Stage
+from crossforge.runtime.records import Passage, QueryRecord
 from crossforge.runtime.reranker import ScoredPairs
 from crossforge.runtime.verification import verify_bundle
 from support.builders import read_manifest, record_again, write_manifest
@@ -50,7 +52,9 @@ def untrimmed(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
     """Bundles by family; tests must not change them. The XLM-RoBERTa has all variants and a sentencepiece model."""
     folder = tmp_path_factory.mktemp("untrimmed")
     checkpoint = save_tiny_model(folder / "checkpoint", "xlm-roberta")
-    export_bundle(str(checkpoint), folder / "bundle", replace(UNGATED, precisions=tuple(Precision)))
+    export_bundle(
+        str(checkpoint), folder / "bundle", replace(UNGATED, precisions=(Precision.FP32, Precision.FP16, Precision.INT8))
+    )
     (folder / "bundle" / SENTENCEPIECE).write_bytes(b"\x0a\x00")
     record_again(folder / "bundle", SENTENCEPIECE)
     return {"bert": tiny_bundle, "xlm-roberta": folder / "bundle"}.__getitem__
@@ -111,7 +115,7 @@ def test_every_variant_is_smaller(untrimmed: Make, trimmed: Make, family: str) -
     removed = after.manifest.trimmed.removed_tokens
     assert removed > VOCABULARY // 2
     saved = {precision: before.size_bytes(precision) - after.size_bytes(precision) for precision in after.manifest.variants}
-    bytes_a_row = {Precision.FP32: 4 * 32, Precision.FP16: 2 * 32, Precision.INT8: 32 + 4}
+    bytes_a_row = {Precision.FP32: 4 * 32, Precision.INT8_QDQ: 4 * 32, Precision.FP16: 2 * 32, Precision.INT8: 32 + 4}
     for precision, size_bytes in saved.items():
         assert size_bytes == pytest.approx(removed * bytes_a_row[precision], abs=300)
 
@@ -119,6 +123,8 @@ def test_every_variant_is_smaller(untrimmed: Make, trimmed: Make, family: str) -
 def test_what_is_true_of_the_old_bundle_stays_in_the_manifest(untrimmed: Make, trimmed: Make) -> None:
     before, after = read_manifest(untrimmed("xlm-roberta")), read_manifest(trimmed("xlm-roberta"))
     assert (after.source, after.golden, after.tools) == (before.source, before.golden, before.tools)
+    for name in ("reports/parity.json", "reports/parity.md", "special_tokens_map.json"):
+        assert after.files[name] == before.files[name]
     for precision, variant in after.variants.items():
         assert replace(variant, files=before.variants[precision].files) == before.variants[precision]
     assert before.trimmed is None
@@ -145,10 +151,12 @@ def test_a_bundle_without_fp32_is_trimmed_too(bundle: Path, tmp_path: Path) -> N
 # Other text
 
 
-def test_a_character_without_a_token_is_counted(untrimmed: Make, trimmed: Make) -> None:
+def test_a_character_without_a_token_is_counted(untrimmed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trimming, "builtin_pairs", list)  # they have every character that the tiny tokenizer knows
+    trim_bundle(untrimmed("xlm-roberta"), tmp_path / "trimmed", TEXTS)
     pairs = [("water", "water"), ("water", "WWW"), ("water WWW", "WWW and water")]
     assert score(untrimmed("xlm-roberta"), "fp32", pairs).unknown_tokens.tolist() == [0, 0, 0]
-    scored = score(trimmed("xlm-roberta"), "fp32", pairs)
+    scored = score(tmp_path / "trimmed", "fp32", pairs)
     assert scored.unknown_tokens.tolist() == [0, 1, 2]  # characters in a row are one unknown token
     assert np.isfinite(scored.logits).all()
 
@@ -209,7 +217,7 @@ def test_a_file_that_would_be_wrong_is_left_out_and_named(untrimmed: Make, tmp_p
     assert (untrimmed("xlm-roberta") / SENTENCEPIECE).exists()
     assert not (tmp_path / "trimmed" / SENTENCEPIECE).exists()
     assert SENTENCEPIECE not in read_manifest(tmp_path / "trimmed").files
-    assert any(f"left out, for it holds the old vocabulary: {SENTENCEPIECE}" in note for note in notes)
+    assert any(f"left out, for it may hold the old vocabulary: {SENTENCEPIECE}" in note for note in notes)
 
 
 # Whole or not there
@@ -262,10 +270,10 @@ def shorten(bundle: Path) -> None:
     model.write_bytes(model.read_bytes()[:-1])
 
 
-def verify_on_other_pairs(bundle: Path) -> None:
+def verify_on_other_pairs(bundle: Path, sha256: str = "0" * 64) -> None:
     manifest = read_manifest(bundle)
     fp32 = manifest.variants[Precision.FP32]
-    other = replace(fp32, parity=replace(fp32.parity, pairs_sha256="0" * 64))
+    other = replace(fp32, parity=replace(fp32.parity, pairs_sha256=sha256))
     write_manifest(bundle, replace(manifest, variants={**manifest.variants, Precision.FP32: other}))
 
 
@@ -280,11 +288,11 @@ def replace_graph(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "texts", "error", "message"),
     [
-        (None, [], InputError, "there is no text to trim to; got 0 texts, all of them blank"),
+        (None, [], InputError, "there is no text to trim to; got none; allowed: --texts FILE"),
         (None, ["", " \n"], InputError, "there is no text to trim to; got 2 texts, all of them blank"),
         (None, "a text", InputError, "texts must be many strings"),
         (shorten, TEXTS, IntegrityError, "model.onnx has"),
-        (verify_on_other_pairs, TEXTS, InputError, "was verified on other pairs than this version of crossforge has"),
+        (verify_on_other_pairs, TEXTS, InputError, "was verified on are missing; got none with the sha256 000000000000…"),
         (replace_graph, TEXTS, InputError, "the graph has no input input_ids; got tokens"),
     ],
 )
@@ -303,6 +311,25 @@ def test_what_cannot_be_trimmed_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_pairs_that_a_verdict_rests_on_may_be_given(bundle: Path, tmp_path: Path) -> None:
+    passages = (Passage(id="a", text="the symphony"), Passage(id="b", text="the dough"))
+    run = [QueryRecord(qid="1", query="Who wrote the symphony?", passages=passages)]
+    verify_on_other_pairs(bundle, digest_pairs(run))
+    trim_bundle(bundle, tmp_path / "trimmed", TEXTS, runs=[run])
+    for precision in ("fp32", "int8"):
+        before, after = (logits(which, precision, flatten(run)) for which in (bundle, tmp_path / "trimmed"))
+        np.testing.assert_allclose(after, before, rtol=0, atol=1e-6)
+
+
+# What comes after
+
+
+def test_a_trimmed_bundle_can_be_quantized(trimmed: Make, tmp_path: Path) -> None:
+    manifest = quantize_bundle(trimmed("bert"), [Precision.FP16], UNGATED, target=tmp_path / "quantized")
+    assert manifest.trimmed == read_manifest(trimmed("bert")).trimmed
+    assert verify_bundle(tmp_path / "quantized").passed
+
+
 # The command
 
 
@@ -314,13 +341,6 @@ def text_files(tmp_path: Path) -> tuple[Path, Path]:
     passages = [{"id": "a", "text": TEXTS[3]}]
     run.write_text(json.dumps({"qid": "1", "query": TEXTS[2], "passages": passages}), encoding="utf-8")
     return texts, run
-
-
-def test_texts_come_from_files_of_both_kinds(text_files: tuple[Path, Path]) -> None:
-    texts, run = text_files
-    assert read_texts([texts, texts], [run]) == [*TEXTS[:2], *TEXTS[:2], *TEXTS[2:4]]
-    with pytest.raises(InputError, match="there is no text to trim to; allowed: --texts FILE, --run FILE, or both"):
-        read_texts([])
 
 
 def test_the_command_trims_and_tells(tiny_bundle: Path, text_files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -335,7 +355,7 @@ def test_the_command_trims_and_tells(tiny_bundle: Path, text_files: tuple[Path, 
     assert document["variants"].keys() == {"fp32", "int8"}
     for variant in document["variants"].values():
         assert (tmp_path / "trimmed" / variant["path"]).stat().st_size == variant["size_bytes"]
-    assert "those of the texts and of the pairs that verdicts rest on" in result.stderr
+    assert "those of the texts, of the built-in and golden pairs, and special ones" in result.stderr
     told = CliRunner().invoke(app, ["inspect", str(tmp_path / "trimmed")]).stdout
     assert f"{document['kept_tokens']:,} of 1,100 tokens are left" in told
     assert read_json(tmp_path / "trimmed" / TOKENIZER_NAME)["model"]["type"] == "WordPiece"

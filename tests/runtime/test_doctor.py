@@ -15,6 +15,8 @@ CPU_BOX = Machine(
     total_cores=8,
     gpus=(),
     gpu_reason="no NVIDIA driver",
+    gpu_targets=(),
+    tensorrt_packages=(),
     onnxruntime_packages=("onnxruntime 1.31.1",),
     onnxruntime_providers=("CPUExecutionProvider",),
 )

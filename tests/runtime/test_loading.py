@@ -134,7 +134,7 @@ def test_a_planned_provider_that_does_not_load_gives_way_to_the_next(tmp_path: P
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
         pytest.warns(ProviderFallbackWarning, match=r"^running on cpu \(not cuda: ONNX Runtime did not load its cuda"),
     ):
-        session, _ = open_session(bundle, PLAN, "auto", make_machine(), strict=False, check_files=True)
+        session = open_session(bundle, PLAN, "auto", make_machine(), strict=False, check_files=True).session
     assert session.provider is CPU
 
 

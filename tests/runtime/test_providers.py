@@ -20,7 +20,7 @@ CPU_BUILD_ON_GPU_BOX: dict[str, Any] = GPU_BOX | {
     "onnxruntime_providers": ("CPUExecutionProvider",),
 }
 NO_ONNXRUNTIME: dict[str, Any] = {"onnxruntime_packages": (), "onnxruntime_providers": ()}
-NO_TENSORRT = "this version of crossforge builds TensorRT engines but does not run them yet"
+NO_TENSORRT = 'TensorRT is not installed: pip install "crossforge[tensorrt]", or "crossforge[rtx]"'
 NO_DRIVER = "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
 
 
@@ -31,6 +31,7 @@ NO_DRIVER = "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
         (CUDA, GPU_BOX, None),
         (CPU, GPU_BOX, None),
         (TENSORRT, GPU_BOX, NO_TENSORRT),
+        (TENSORRT, GPU_BOX | {"tensorrt_packages": ("tensorrt-rtx 1.7.1",)}, None),
         (CUDA, {}, NO_DRIVER),
         (TENSORRT, {}, NO_DRIVER),
         (CUDA, {"gpu_reason": ""}, "no NVIDIA GPU is visible"),
@@ -93,6 +94,7 @@ def test_a_plan_explains_itself_in_one_line() -> None:
     assert select_providers("cuda", machine).explain() == "cuda"
     assert select_providers("auto", machine).explain() == f"cuda (not tensorrt: {NO_TENSORRT})"
     assert select_providers("cuda", make_machine()).explain() == f"cpu (not cuda: {NO_DRIVER})"
+    assert select_providers("auto", make_machine()).explain() == f"cpu (not tensorrt or cuda: {NO_DRIVER})"
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "tensorrt"])
@@ -125,3 +127,13 @@ def test_an_unknown_provider_is_refused(wanted: str) -> None:
     with pytest.raises(InputError) as caught:
         select_providers(wanted, make_machine())
     assert str(caught.value) == f"unknown execution provider; got {wanted!r}; allowed: auto, tensorrt, cuda, cpu"
+
+
+def test_a_provider_that_cannot_run_this_bundle_says_so() -> None:
+    machine = make_machine(**GPU_BOX, tensorrt_packages=("tensorrt 10.9.0",))
+    reasons = {TENSORRT: "the bundle has no engine: crossforge build BUNDLE"}
+    plan = select_providers("auto", machine, bundle_reasons=reasons)
+    assert plan.candidates == (CUDA, CPU)
+    assert plan.explain() == f"cuda (not tensorrt: {reasons[TENSORRT]})"
+    with pytest.raises(ProviderUnavailableError, match="the bundle has no engine"):
+        select_providers("tensorrt", machine, strict=True, bundle_reasons=reasons)

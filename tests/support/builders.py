@@ -112,6 +112,8 @@ def make_machine(**overrides: Any) -> Machine:
         "total_cores": 4,
         "gpus": (),
         "gpu_reason": "no NVIDIA driver (libcuda.so.1 cannot be loaded)",
+        "gpu_targets": (),
+        "tensorrt_packages": (),
         "onnxruntime_packages": ("onnxruntime 1.23.0",),
         "onnxruntime_providers": ("CPUExecutionProvider",),
     }

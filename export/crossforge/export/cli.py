@@ -210,10 +210,17 @@ def trim(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Trim a bundle's vocabulary to the tokens that given texts use: on them it scores the same, and it is smaller."""
-    require_extras("export", "cpu", purpose="Trimming")
-    from crossforge.export.trimming import read_texts, trim_bundle
+    require_extras("quantize", "cpu", purpose="Trimming")
+    from crossforge.export.trimming import trim_bundle
+    from crossforge.runtime.records import read_passages, read_run
 
-    manifest = trim_bundle(bundle, target, read_texts(texts or (), run or ()), progress=TerminalProgress())
+    manifest = trim_bundle(
+        bundle,
+        target,
+        [passage.text for path in texts or () for passage in read_passages(path)],
+        runs=[read_run(path) for path in run or ()],
+        progress=TerminalProgress(),
+    )
     if as_json:
         print_json({"bundle": str(target), **_trimmed_document(manifest), "variants": _variants_document(manifest)})
         return

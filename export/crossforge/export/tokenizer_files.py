@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from crossforge.export.reports import PAGE_NAME, REPORT_NAME
 from crossforge.runtime.bundle import TOKENIZER_NAME
 
 _CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _ADDED = "added_tokens.json"
-_WITHOUT_IDS = frozenset({"special_tokens_map.json", "chat_template.jinja"})
+_WITHOUT_IDS = frozenset({"special_tokens_map.json", "chat_template.jinja", REPORT_NAME, PAGE_NAME})
 _ID_SUFFIX = "_token_id"
 
 
@@ -75,6 +76,7 @@ def write_renumbered_files(
         else:
             left_out.append(name)
             continue
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
     return left_out
 

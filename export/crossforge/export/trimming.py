@@ -2,7 +2,8 @@
 
 Every variant is trimmed as it is; none is made again. So nothing is calibrated, rounded or repaired anew: on text that is
 kept each variant answers what it answered before, and its parity figures stay true. For them to mean what they say, the
-tokens of the pairs that they rest on (the built-in verification pairs and the bundle's golden pairs) are kept besides.
+tokens of the pairs that they rest on and of the golden pairs are kept besides, and so are those of all built-in pairs, that
+``quantize`` may add variants to a trimmed bundle.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from onnx import ModelProto
 
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
 from crossforge.export.onnx import save_onnx
-from crossforge.export.pairs import digest_pairs, flatten, verification_pairs
+from crossforge.export.pairs import builtin_pairs, digest_pairs, flatten, verification_pairs
 from crossforge.export.passes.trim_vocabulary import TrimResult, count_rows, renumber_tokens, trim_vocabulary
 from crossforge.export.passes.vocabulary import list_texts
 from crossforge.export.tokenizer_files import find_named_ids, write_renumbered_files
@@ -25,7 +26,7 @@ from crossforge.profiles import MANIFEST_NAME, GateError, InputError, Manifest, 
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.records import read_passages, read_run
+from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.tokenization import derive_pair_template, load_tokenizer
 
@@ -33,77 +34,78 @@ _TOLERANCE = 1e-6
 """Largest difference of a logit between a variant and its trimmed self: the same arithmetic on the same numbers."""
 
 
-def read_texts(texts: Sequence[Path], runs: Sequence[Path] = ()) -> list[str]:
-    """Read texts to trim to.
-
-    Args:
-        texts: Files of a text a line, or of JSON lines, as :func:`~crossforge.runtime.records.read_passages` reads them.
-        runs: Files in the run format, whose queries and passages are taken.
-
-    Raises:
-        InputError: There is no file, or one cannot be read.
-    """
-    if not texts and not runs:
-        raise InputError("there is no text to trim to", allowed="--texts FILE, --run FILE, or both")
-    lines = [passage.text for path in texts for passage in read_passages(path)]
-    records = [record for path in runs for record in read_run(path)]
-    return [*lines, *(text for record in records for text in (record.query, *(p.text for p in record.passages)))]
-
-
 def trim_bundle(
-    bundle: str | Path, target: str | Path, texts: Iterable[str], *, progress: Progress | None = None
+    bundle: str | Path,
+    target: str | Path,
+    texts: Iterable[str],
+    *,
+    runs: Iterable[Sequence[QueryRecord]] = (),
+    progress: Progress | None = None,
 ) -> Manifest:
     """Write a bundle whose tokenizer and embedding tables hold only the tokens that texts use.
 
-    Kept besides: special and added tokens, and the tokens of the built-in verification pairs and of the golden pairs. Every
-    trimmed variant is compared with the one that it was made of, on those pairs, through the runtime.
+    Kept besides: special and added tokens, and the tokens of the built-in pairs and of the golden pairs. Every trimmed
+    variant is compared with the one that it was made of, on the pairs that verdicts rest on, through the runtime.
 
     Args:
         bundle: The bundle to trim; only read.
         target: The folder to write. A bundle that is there is replaced when the new one is complete; it may be ``bundle``.
         texts: Queries and passages as they will be scored.
+        runs: More of them, as queries with their passages. A bundle that was verified on other pairs than the built-in ones
+            needs those pairs here.
         progress: Told of each stage.
 
     Returns:
         The manifest that was written; ``trimmed`` has the figures.
 
     Raises:
-        InputError: There is no text, ``target`` holds something else, the bundle was verified on other pairs than this
-            version has, or its tokenizer or a graph cannot be trimmed.
+        InputError: There is no text, ``target`` holds something else, the pairs that the bundle was verified on are missing,
+            or its tokenizer or a graph cannot be trimmed.
         BundleError: The bundle is missing or damaged.
         GateError: A trimmed variant answers differently; nothing is written.
     """
     progress = progress or Silent()
     refuse_other_content(Path(target))
     source = Bundle.open(bundle)
-    corpus = list_texts(texts)
+    runs = list(runs)
+    corpus = [*list_texts(texts), *_texts_of(record for run in runs for record in run)]
     if not any(text.strip() for text in corpus):
-        raise InputError("there is no text to trim to", got=f"{len(corpus)} texts, all of them blank")
-    _refuse_other_pairs(source)
+        got = f"{len(corpus)} texts, all of them blank" if corpus else "none"
+        raise InputError("there is no text to trim to", got=got, allowed="--texts FILE, --run FILE, or both")
+    pairs = _find_verdict_pairs(source, runs)
     with progress.stage("compare files") as stage:
         source.check(source.manifest.files)
         stage.note = f"{len(source.manifest.files)} files"
     with staged_bundle(target) as folder:
         with progress.stage("trim the vocabulary") as stage:
-            manifest, left_out = _trim(source, folder, corpus)
-            stage.note = f"{manifest.trimmed}: those of the texts and of the pairs that verdicts rest on, and special ones"
+            manifest, left_out = _trim(source, folder, [*corpus, *(text for pair in pairs for text in pair)])
+            stage.note = f"{manifest.trimmed}: those of the texts, of the built-in and golden pairs, and special ones"
             if left_out:
-                stage.note += f"; left out, for it holds the old vocabulary: {', '.join(left_out)}"
+                stage.note += f"; left out, for it may hold the old vocabulary: {', '.join(left_out)}"
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         for precision in manifest.variants:
             with progress.stage(f"verify {precision}") as stage:
-                stage.note = _verify(source, Bundle(folder, manifest), precision)
+                stage.note = _verify(source, Bundle(folder, manifest), precision, pairs)
     return manifest
 
 
-def _refuse_other_pairs(source: Bundle) -> None:
-    """Parity figures of pairs whose tokens are not kept would say nothing about the trimmed variants."""
-    expected = digest_pairs(verification_pairs())
-    if any(variant.parity.pairs_sha256 != expected for variant in source.manifest.variants.values()):
+def _texts_of(records: Iterable[QueryRecord]) -> list[str]:
+    return [text for record in records for text in (record.query, *(passage.text for passage in record.passages))]
+
+
+def _find_verdict_pairs(source: Bundle, runs: Iterable[Sequence[QueryRecord]]) -> list[tuple[str, str]]:
+    """The pairs that the bundle's parity figures and golden scores are of: of others they would say nothing once trimmed."""
+    manifest = source.manifest
+    known = {digest_pairs(records): flatten(records) for records in (verification_pairs(), *runs)}
+    needed = dict.fromkeys(variant.parity.pairs_sha256 for variant in manifest.variants.values())
+    if missing := [sha256 for sha256 in needed if sha256 not in known]:
         raise InputError(
-            f"{source.path} was verified on other pairs than the built-in ones of this version",
-            fix="Export it again with this version and without --verification, then trim it.",
+            f"the pairs that {source.path} was verified on are missing",
+            got=f"none with the sha256 {missing[0][:12]}…",
+            fix="Name the file that --verification had with --run too, or export the bundle again.",
         )
+    golden = [(pair.query, pair.passage) for pair in manifest.golden]
+    return list(dict.fromkeys([*(pair for sha256 in needed for pair in known[sha256]), *golden]))
 
 
 def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, list[str]]:
@@ -113,7 +115,7 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
         The manifest, and the names of the files that were left out.
     """
     manifest = source.manifest
-    texts = dict.fromkeys([*corpus, *(text for pair in _kept_pairs(manifest) for text in pair)])
+    texts = dict.fromkeys([*corpus, *_texts_of(builtin_pairs())])
     first, *others = manifest.variants
     graph = _read_graph(source, first)
     named = {id_ for id_ in find_named_ids(source.path) if 0 <= id_ < count_rows(graph)}
@@ -137,10 +139,6 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     return trimmed_manifest, left_out
 
 
-def _kept_pairs(manifest: Manifest) -> list[tuple[str, str]]:
-    return [*flatten(verification_pairs()), *((pair.query, pair.passage) for pair in manifest.golden)]
-
-
 def _read_graph(source: Bundle, precision: Precision) -> ModelProto:
     return onnx.load(str(source.path / source.manifest.variants[precision].path))
 
@@ -155,7 +153,7 @@ def _add_up(before: Trimming | None, result: TrimResult) -> Trimming:
     return Trimming(kept_tokens=result.kept, removed_tokens=earlier + result.removed)
 
 
-def _verify(source: Bundle, trimmed: Bundle, precision: Precision) -> str:
+def _verify(source: Bundle, trimmed: Bundle, precision: Precision, pairs: list[tuple[str, str]]) -> str:
     """Compare a variant with the one that it was made of.
 
     Returns:
@@ -164,7 +162,7 @@ def _verify(source: Bundle, trimmed: Bundle, precision: Precision) -> str:
     Raises:
         GateError: They answer differently.
     """
-    before, after = _logits(source, precision), _logits(trimmed, precision)
+    before, after = (_logits(bundle, precision, pairs) for bundle in (source, trimmed))
     difference = float(np.abs(after - before).max(initial=0.0))
     if not difference <= _TOLERANCE:
         raise GateError(
@@ -177,6 +175,6 @@ def _verify(source: Bundle, trimmed: Bundle, precision: Precision) -> str:
     return "{:.1f} MB before, {:.1f} MB now; ".format(*sizes) + f"largest logit difference to before {difference:.2g}"
 
 
-def _logits(bundle: Bundle, precision: Precision) -> Floats:
+def _logits(bundle: Bundle, precision: Precision, pairs: list[tuple[str, str]]) -> Floats:
     with Reranker.load(bundle, provider="cpu", precision=precision, check_files=False) as reranker:
-        return reranker.score_pairs(_kept_pairs(bundle.manifest)).logits
+        return reranker.score_pairs(pairs).logits

@@ -11,6 +11,8 @@
     │   └── ManifestError
     │       └── SchemaVersionError     written by a newer crossforge
     ├── EngineError                    the inference engine failed, or answered nonsense
+    │   ├── DeviceMemoryError          the GPU's memory is full
+    │   ├── DeviceLostError            the GPU answers no more; only a new process may get it back
     │   └── NonFiniteLogitsError
     ├── GateError                      the work was done and the verdict is no
     └── MachineError                   this machine cannot
@@ -93,6 +95,14 @@ class EngineError(CrossforgeError):
     """The inference engine failed while loading or running a model."""
 
     exit_code = 1
+
+
+class DeviceMemoryError(EngineError):
+    """The GPU has no memory left for what was asked."""
+
+
+class DeviceLostError(EngineError):
+    """The GPU fell into an error that this process cannot get out of."""
 
 
 class NonFiniteLogitsError(EngineError):

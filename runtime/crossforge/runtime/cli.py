@@ -226,15 +226,24 @@ def verify(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpti
 
 @app.command()
 @handles_errors
-def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
+def doctor(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
     """Show what this machine can run, and why not the rest."""
+    from crossforge.runtime.bundle import Bundle
+    from crossforge.runtime.decision import decide
     from crossforge.runtime.doctor import diagnose
     from crossforge.runtime.machine import inspect_machine
 
     machine = inspect_machine()
     diagnosis = diagnose(machine)
+    decision = None if bundle is None else decide(Bundle.open(bundle), machine).explain()
     if as_json:
-        print_json(diagnosis)
+        print_json({**vars(diagnosis), "decision": decision})
     else:
         cores = f"{machine.usable_cores} usable of {machine.total_cores} cores"
         out.print(f"[bold]processor[/]  {escape(machine.cpu)}, {cores}")
@@ -248,6 +257,9 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:  # 
             mark = "[green]✓[/]" if state.available else "[red]✗[/]"
             out.print(f"{mark} {state.name:<9} {escape(state.reason)}")
         out.print()
+        if decision is not None:
+            out.print(f"[bold]{escape(str(bundle))}[/] would run as {escape(decision)}")
+            out.print()
         for problem in diagnosis.problems:
             out.print(f"[yellow]![/] {escape(problem)}")
         if not diagnosis.problems:

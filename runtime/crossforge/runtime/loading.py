@@ -4,28 +4,52 @@ from __future__ import annotations
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from crossforge.profiles import (
     BundleError,
     EngineError,
+    EngineRecord,
     ExecutionProvider,
     Manifest,
+    OptimizationProfile,
     Precision,
     ProviderFallbackWarning,
     ProviderUnavailableError,
 )
-from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.machine import Machine
 from crossforge.runtime.precision import PrecisionChoice, select_precision
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.sessions.ort import OnnxRuntimeSession
+from crossforge.runtime.sessions.tensorrt import open_tensorrt_session
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedSession:
+    """A session, and what it takes."""
+
+    session: Session
+    choice: PrecisionChoice
+    """The variant that it runs."""
+    profiles: tuple[OptimizationProfile, ...] = ()
+    """The shapes that it takes; none if it takes any."""
 
 
 def open_session(
-    bundle: Bundle, plan: ProviderPlan, precision: str, machine: Machine, *, strict: bool, check_files: bool
-) -> tuple[Session, PrecisionChoice]:
+    bundle: Bundle,
+    plan: ProviderPlan,
+    precision: str,
+    machine: Machine,
+    *,
+    strict: bool,
+    check_files: bool,
+    engine: EngineRecord | None = None,
+    lanes: int = 1,
+    allow_host_code: bool = False,
+) -> OpenedSession:
     """Open the session of the first planned provider that loads.
 
     Args:
@@ -35,6 +59,9 @@ def open_session(
         machine: The facts that the choice of a variant rests on.
         strict: Raise when the first provider fails, instead of trying the next.
         check_files: Compare what is read with the manifest.
+        engine: The TensorRT engine to run, if that provider is planned.
+        lanes: Batches that may run at the same time on a GPU.
+        allow_host_code: Load an engine that embeds code for the host.
 
     Raises:
         InputError: The bundle has no such variant.
@@ -46,9 +73,15 @@ def open_session(
     """
     failures: list[str] = []
     for provider in plan.candidates:
-        choice = select_precision(precision, bundle.manifest, provider, machine)
         try:
-            session = _open_checked(bundle, choice.precision, provider, check_files=check_files)
+            if provider is ExecutionProvider.TENSORRT:
+                if engine is None:
+                    raise ProviderUnavailableError("no TensorRT engine was chosen")
+                opened = _open_engine(bundle, engine, lanes=lanes, check_files=check_files, allow_host_code=allow_host_code)
+            else:
+                choice = select_precision(precision, bundle.manifest, provider, machine)
+                session = _open_checked(bundle, choice.precision, provider, check_files=check_files)
+                opened = OpenedSession(session=session, choice=choice)
         except (EngineError, ProviderUnavailableError) as error:
             if strict or provider is plan.candidates[-1]:
                 raise
@@ -56,8 +89,24 @@ def open_session(
             continue
         if failures:
             warnings.warn(f"running on {provider} ({'; '.join(failures)})", ProviderFallbackWarning, stacklevel=3)
-        return session, choice
+        return opened
     raise ValueError("the provider plan has no candidates")
+
+
+def _open_engine(
+    bundle: Bundle, engine: EngineRecord, *, lanes: int, check_files: bool, allow_host_code: bool
+) -> OpenedSession:
+    """Load an engine. Its file is compared first: TensorRT trusts what it reads."""
+    if check_files:
+        bundle.check((TOKENIZER_NAME, engine.spec.path, engine.spec.record_path))
+    session = open_tensorrt_session(bundle.path / engine.spec.path, engine, lanes=lanes, allow_host_code=allow_host_code)
+    try:
+        _check_inputs(bundle.path / engine.spec.path, session, bundle.manifest)
+    except BundleError:
+        session.close()
+        raise
+    choice = PrecisionChoice(precision=engine.spec.precision, reasons=())
+    return OpenedSession(session=session, choice=choice, profiles=session.profiles)
 
 
 def _open_checked(bundle: Bundle, precision: Precision, provider: ExecutionProvider, *, check_files: bool) -> Session:

@@ -18,6 +18,9 @@ _INTERESTING_FLAGS = (
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
 _ONNXRUNTIME_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+_TENSORRT_DISTRIBUTIONS = ("tensorrt", "tensorrt-rtx")
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+"""``CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR`` and ``_MINOR`` of the CUDA driver API."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,10 @@ class Machine:
     """Names of the visible NVIDIA GPUs."""
     gpu_reason: str
     """Why ``gpus`` is empty; blank if it is not."""
+    gpu_targets: tuple[str, ...]
+    """Compute capability of each, such as ``sm89``."""
+    tensorrt_packages: tuple[str, ...]
+    """Installed TensorRT distributions, as ``name version``."""
     onnxruntime_packages: tuple[str, ...]
     """Installed distributions that own the ``onnxruntime`` folder, as ``name version``. One is right."""
     onnxruntime_providers: tuple[str, ...]
@@ -49,8 +56,10 @@ def inspect_machine() -> Machine:
         instruction_sets=_instruction_sets(),
         usable_cores=usable_cores(),
         total_cores=os.cpu_count() or 1,
-        gpus=gpus,
+        gpus=tuple(name for name, _ in gpus),
         gpu_reason=gpu_reason,
+        gpu_targets=tuple(target for _, target in gpus),
+        tensorrt_packages=installed_versions(_TENSORRT_DISTRIBUTIONS),
         onnxruntime_packages=installed_versions(_ONNXRUNTIME_DISTRIBUTIONS),
         onnxruntime_providers=_onnxruntime_providers(),
     )
@@ -124,8 +133,11 @@ def _cpuinfo() -> list[str]:
         return []
 
 
-def _visible_gpus() -> tuple[tuple[str, ...], str]:
-    """Ask the driver alone. Nothing here can crash or start a CUDA context, unlike asking an inference engine."""
+def _visible_gpus() -> tuple[tuple[tuple[str, str], ...], str]:
+    """Name and compute capability of each GPU, and why there is none.
+
+    Asks the driver alone. Nothing here can crash or start a CUDA context, unlike asking an inference engine.
+    """
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -135,9 +147,12 @@ def _visible_gpus() -> tuple[tuple[str, ...], str]:
     count = ctypes.c_int()
     if status := cuda.cuDeviceGetCount(ctypes.byref(count)):
         return (), f"the NVIDIA driver could not count its GPUs (it answered {status})"
-    names = []
+    gpus = []
     for ordinal in range(count.value):
         name = ctypes.create_string_buffer(256)
         cuda.cuDeviceGetName(name, len(name), ordinal)
-        names.append(name.value.decode(errors="replace"))
-    return tuple(names), "" if names else "the NVIDIA driver sees no GPU"
+        version = [ctypes.c_int(), ctypes.c_int()]
+        for number, attribute in zip(version, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
+            cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, ordinal)
+        gpus.append((name.value.decode(errors="replace"), f"sm{version[0].value}{version[1].value}"))
+    return tuple(gpus), "" if gpus else "the NVIDIA driver sees no GPU"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from crossforge.profiles import PREFERENCE, ExecutionProvider, InputError, ProviderUnavailableError
@@ -41,12 +41,20 @@ class ProviderPlan:
 
     def explain(self) -> str:
         """One line: what was taken, and why not the others."""
-        reasons = "; ".join(f"not {rejection.provider}: {rejection.reason}" for rejection in self.rejected)
+        providers: dict[str, list[str]] = {}
+        for rejection in self.rejected:
+            providers.setdefault(rejection.reason, []).append(rejection.provider)
+        reasons = "; ".join(f"not {' or '.join(names)}: {reason}" for reason, names in providers.items())
         return f"{self.chosen}" + (f" ({reasons})" if reasons else "")
 
 
 def select_providers(
-    wanted: str, machine: Machine, *, order: Sequence[ExecutionProvider] = PREFERENCE, strict: bool = False
+    wanted: str,
+    machine: Machine,
+    *,
+    order: Sequence[ExecutionProvider] = PREFERENCE,
+    strict: bool = False,
+    bundle_reasons: Mapping[ExecutionProvider, str] | None = None,
 ) -> ProviderPlan:
     """Choose where a bundle runs.
 
@@ -55,6 +63,7 @@ def select_providers(
         machine: The facts; see :func:`crossforge.runtime.machine.inspect_machine`.
         order: The providers that ``auto`` may take, best first.
         strict: With a named provider, raise if it cannot run instead of planning another.
+        bundle_reasons: Providers that could run here, but not this bundle, and why.
 
     Raises:
         InputError: ``wanted`` is not a provider.
@@ -70,7 +79,7 @@ def select_providers(
     candidates: list[ExecutionProvider] = []
     rejected: list[Rejection] = []
     for provider in considered:
-        reason = why_not(provider, machine)
+        reason = why_not(provider, machine) or (bundle_reasons or {}).get(provider)
         if reason is None:
             candidates.append(provider)
         else:
@@ -87,7 +96,9 @@ def why_not(provider: ExecutionProvider, machine: Machine) -> str | None:
     if provider is not ExecutionProvider.CPU and not machine.gpus:
         return machine.gpu_reason or "no NVIDIA GPU is visible"
     if provider is ExecutionProvider.TENSORRT:
-        return "this version of crossforge builds TensorRT engines but does not run them yet"
+        if machine.tensorrt_packages:
+            return None
+        return 'TensorRT is not installed: pip install "crossforge[tensorrt]", or "crossforge[rtx]"'
     if not machine.onnxruntime_packages:
         extra = "gpu" if provider is ExecutionProvider.CUDA else "cpu"
         return f'onnxruntime is not installed: pip install "crossforge[{extra}]"'

@@ -21,6 +21,7 @@ from crossforge.profiles import (
     InputError,
     Manifest,
     NonFiniteLogitsError,
+    OptimizationProfile,
     Precision,
     ProviderFallbackWarning,
     TruncationWarning,
@@ -28,10 +29,11 @@ from crossforge.profiles import (
 from crossforge.runtime.activation import Floats, activate, relevance
 from crossforge.runtime.batching import padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.decision import decide
 from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
-from crossforge.runtime.providers import ProviderPlan, select_providers
+from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
@@ -80,6 +82,7 @@ class Reranker:
         manifest: Says what the logits mean.
         precision: The variant that the session runs.
         budget_tokens: Largest ``batch x sequence`` of a batch.
+        profiles: The shapes that the session takes; none if it takes any.
         workers: Batches that run at the same time.
         provider_plan: How the provider was chosen, where it was.
         precision_choice: How the variant was chosen, where it was.
@@ -93,6 +96,7 @@ class Reranker:
         *,
         precision: Precision = Precision.FP32,
         budget_tokens: int = CPU_BUDGET_TOKENS,
+        profiles: Sequence[OptimizationProfile] = (),
         workers: int = 1,
         provider_plan: ProviderPlan | None = None,
         precision_choice: PrecisionChoice | None = None,
@@ -102,6 +106,7 @@ class Reranker:
         self.manifest = manifest
         self.precision = precision
         self.budget_tokens = budget_tokens
+        self.profiles = tuple(profiles)
         self.workers = workers
         self.provider_plan = provider_plan
         self.precision_choice = precision_choice
@@ -119,6 +124,7 @@ class Reranker:
         deployment: DeploymentProfile | None = None,
         check_files: bool = True,
         check_golden: bool = False,
+        allow_host_code: bool = False,
     ) -> Reranker:
         """Load a bundle.
 
@@ -130,6 +136,8 @@ class Reranker:
             deployment: How to run it. ``provider`` and ``precision``, where given, win over it.
             check_files: Compare the sha256 of every file that is read with the manifest's.
             check_golden: Score the manifest's golden pairs, and raise if they come out differently.
+            allow_host_code: Load TensorRT engines that embed code for the host, as version-compatible ones do. Such an
+                engine can do whatever this process can: only for bundles that you trust.
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
@@ -145,11 +153,31 @@ class Reranker:
         if precision == AUTO and deployment.precision is not None:
             precision = deployment.precision
         machine = inspect_machine()
-        plan = select_providers(provider, machine, order=deployment.providers, strict=strict)
+        decision = decide(
+            bundle,
+            machine,
+            provider=provider,
+            precision=precision,
+            order=deployment.providers,
+            strict=strict,
+            allow_host_code=allow_host_code,
+        )
+        plan = decision.plan
         if plan.is_fallback:
             warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=2)
         manifest = bundle.manifest
-        session, choice = open_session(bundle, plan, precision, machine, strict=strict, check_files=check_files)
+        opened = open_session(
+            bundle,
+            plan,
+            precision,
+            machine,
+            engine=decision.engine,
+            lanes=deployment.workers or 1,
+            strict=strict,
+            check_files=check_files,
+            allow_host_code=allow_host_code,
+        )
+        session, choice = opened.session, opened.choice
         try:
             tokenizer = PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
         except CrossforgeError:
@@ -161,6 +189,7 @@ class Reranker:
             manifest,
             precision=choice.precision,
             budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
+            profiles=opened.profiles,
             workers=deployment.workers or (usable_cores() if session.provider is ExecutionProvider.CPU else 1),
             provider_plan=plan,
             precision_choice=choice,
@@ -310,6 +339,7 @@ class Reranker:
             pad_token_id=self.manifest.pad_token_id,
             labels=len(self.manifest.scoring.labels),
             budget_tokens=self.budget_tokens,
+            profiles=self.profiles,
             workers=self.workers,
             executor=self._pool,
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
 
-from crossforge.profiles import EngineError, ExecutionProvider, PairTemplate
+from crossforge.profiles import EngineError, ExecutionProvider, OptimizationProfile, PairTemplate
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import BatchPlan, collate, plan_batches
 from crossforge.runtime.sessions import Session
@@ -32,6 +32,7 @@ def compute_logits(
     pad_token_id: int,
     labels: int,
     budget_tokens: int = CPU_BUDGET_TOKENS,
+    profiles: Sequence[OptimizationProfile] = (),
     workers: int = 1,
     executor: Executor | None = None,
     on_batch: Callable[[int], None] | None = None,
@@ -45,6 +46,7 @@ def compute_logits(
         pad_token_id: Fills rows up to the batch's length.
         labels: Columns that the model answers with.
         budget_tokens: Largest ``batch x sequence`` of a batch.
+        profiles: The shapes that the engine takes; none if it takes any.
         workers: Batches that run at the same time, in ``executor``.
         executor: Runs batches; None runs them one after another on the calling thread.
         on_batch: Told the number of pairs after each batch.
@@ -64,7 +66,7 @@ def compute_logits(
             raise EngineError("the model answered in an unexpected shape", got=list(answer.shape), allowed=list(expected))
         return answer
 
-    plans = plan_batches(pairs.lengths, budget_tokens=budget_tokens, workers=workers)
+    plans = plan_batches(pairs.lengths, budget_tokens=budget_tokens, workers=workers, profiles=profiles)
     answers: Iterable[Floats] = map(run, plans) if executor is None or len(plans) < 2 else executor.map(run, plans)
     logits = np.empty((len(pairs), labels), dtype=np.float32)
     for plan, answer in zip(plans, answers, strict=True):

@@ -12,13 +12,23 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     BundleError,
+    DeviceMemoryError,
     EngineError,
     ExecutionProvider,
     MissingPackageError,
     ProviderUnavailableError,
 )
+from crossforge.runtime.sessions.memory import MemoryLimit
 
 _ERRORS_ONLY = 3
+_PROVIDER_OPTIONS: Mapping[ExecutionProvider, Mapping[str, str]] = {
+    ExecutionProvider.CUDA: {
+        "arena_extend_strategy": "kSameAsRequested",  # else the arena doubles, and memory of one large batch never returns
+        "use_tf32": "0",  # fp32 means fp32; whoever wants the speed has fp16, and its figures
+    },
+}
+_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "CUDA failure 2:", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What ONNX Runtime's messages say when a GPU's memory is full; it has no exception of its own for that."""
 
 
 class OnnxRuntimeSession:
@@ -55,7 +65,7 @@ class OnnxRuntimeSession:
             self._session = ort.InferenceSession(
                 str(path),
                 options,
-                providers=[provider.onnxruntime_name],
+                providers=[(provider.onnxruntime_name, _PROVIDER_OPTIONS.get(provider, {}))],
                 # Large batches lose to the fused kernel what they win by other fusions (docs/cpu.md).
                 disabled_optimizers=None if on_gpu else ["SkipLayerNormFusion"],
                 enable_fallback=0,
@@ -63,6 +73,7 @@ class OnnxRuntimeSession:
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this
             raise EngineError(f"ONNX Runtime cannot load {path} ({_first_line(error)})") from error
         self._session.disable_fallback()
+        self._memory = MemoryLimit() if on_gpu else None
         self._provider = self._check_provider(provider)
         self._inputs = {spec.name: spec for spec in self._session.get_inputs()}
         self._check_signature(path, labels)
@@ -79,17 +90,22 @@ class OnnxRuntimeSession:
 
     def run(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Compute logits; see :meth:`Session.run`."""
+        return self._execute(batch) if self._memory is None else self._memory.run(batch, self._execute)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._session = None
+
+    def _execute(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         if self._session is None:
             raise EngineError("the session is closed")
         try:
             (logits,) = self._session.run(None, dict(batch))
         except Exception as error:
+            if self._memory is not None and any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise DeviceMemoryError("the GPU has no memory left", got=_first_line(error)) from error
             raise EngineError(f"ONNX Runtime failed on a batch ({_first_line(error)})") from error
         return np.asarray(logits, dtype=np.float32)
-
-    def close(self) -> None:
-        """Free the model."""
-        self._session = None
 
     def _check_provider(self, wanted: ExecutionProvider) -> ExecutionProvider:
         running = self._session.get_providers()

@@ -1,0 +1,73 @@
+"""What would run a bundle on a machine, and why not the rest: every choice that a load rests on, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from crossforge.profiles import PREFERENCE, EngineRecord, ExecutionProvider
+from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.engines import EngineChoice, read_engines, select_engine
+from crossforge.runtime.machine import Machine
+from crossforge.runtime.precision import AUTO, PrecisionChoice, select_precision
+from crossforge.runtime.providers import ProviderPlan, select_providers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """A provider, a variant, and the reasons against the others."""
+
+    plan: ProviderPlan
+    engine: EngineRecord | None
+    """The TensorRT engine to run, if there is one for this machine."""
+    choice: PrecisionChoice
+    """The variant that the planned provider runs."""
+
+    def explain(self) -> str:
+        """One line: the variant and the provider, and why not the others."""
+        reasons = f" ({'; '.join(self.choice.reasons)})" if self.choice.reasons else ""
+        return f"{self.choice.precision}{reasons} on {self.plan.explain()}"
+
+
+def decide(
+    bundle: Bundle,
+    machine: Machine,
+    *,
+    provider: str = AUTO,
+    precision: str = AUTO,
+    order: Sequence[ExecutionProvider] = PREFERENCE,
+    strict: bool = False,
+    allow_host_code: bool = False,
+) -> Decision:
+    """Choose what runs a bundle. Reads the sidecars of its engines and no other file; asks no engine and no GPU.
+
+    Args:
+        bundle: The bundle.
+        machine: Where it is to run.
+        provider: ``auto``, or a provider's name.
+        precision: ``auto``, or a variant's name.
+        order: The providers that ``auto`` may take, best first.
+        strict: With a named provider, raise if it cannot run instead of planning another.
+        allow_host_code: Whether an engine may embed code for the host.
+
+    Raises:
+        InputError: An unknown provider or precision, or a variant that the bundle has not.
+        ProviderUnavailableError: Nothing can run here, or not what was named, with ``strict``.
+        BundleError: A sidecar cannot be read.
+    """
+    engine = _choose_engine(bundle, machine, precision, allow_host_code=allow_host_code)
+    reasons = {} if engine.record else {ExecutionProvider.TENSORRT: engine.reason}
+    plan = select_providers(provider, machine, order=order, strict=strict, bundle_reasons=reasons)
+    if plan.chosen is ExecutionProvider.TENSORRT and engine.record:
+        choice = PrecisionChoice(precision=engine.record.spec.precision, reasons=())
+    else:
+        choice = select_precision(precision, bundle.manifest, plan.chosen, machine)
+    return Decision(plan=plan, engine=engine.record, choice=choice)
+
+
+def _choose_engine(bundle: Bundle, machine: Machine, precision: str, *, allow_host_code: bool) -> EngineChoice:
+    """Read the sidecars only where a GPU could run an engine: a load on the CPU should not pay for them."""
+    if not machine.gpus:
+        return EngineChoice(record=None, reason=machine.gpu_reason)
+    records = read_engines(bundle)
+    return select_engine(records, bundle.manifest, machine, precision=precision, host_code=allow_host_code)
