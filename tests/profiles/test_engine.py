@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossforge.profiles import EngineBackend, EngineRecord, EngineSpec, FileRecord, ManifestError, Precision
+from crossforge.profiles import (
+    AMPERE_AND_LATER,
+    EngineBackend,
+    EngineRecord,
+    EngineSpec,
+    FileRecord,
+    ManifestError,
+    Precision,
+)
 from support.builders import make_engine_record, make_engine_spec, make_manifest, make_profile, make_variant
 from support.strategies import no_deadline, profile_sets
 
@@ -72,6 +80,22 @@ def test_files_are_named_by_the_key() -> None:
     spec = make_engine_spec()
     assert spec.path == f"tensorrt/{spec.key}.engine"
     assert spec.record_path == f"tensorrt/{spec.key}.json"
+
+
+@pytest.mark.parametrize(
+    ("targets", "gpu", "runs"),
+    [
+        (("sm86",), "sm86", True),
+        (("sm86",), "sm89", False),
+        (("sm86", "sm89"), "sm89", True),
+        (("sm86", "sm89"), "sm120", False),
+        ((AMPERE_AND_LATER,), "sm75", False),
+        ((AMPERE_AND_LATER,), "sm80", True),
+        ((AMPERE_AND_LATER,), "sm120", True),
+    ],
+)
+def test_an_engine_runs_on_its_targets_alone(targets: tuple[str, ...], gpu: str, runs: bool) -> None:
+    assert make_engine_spec(targets=targets, hardware_compatible=True).runs_on(gpu) is runs
 
 
 def test_several_targets_make_one_word() -> None:

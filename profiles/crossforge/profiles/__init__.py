@@ -8,6 +8,7 @@ from crossforge.profiles.buckets import (
 )
 from crossforge.profiles.deployment import DeploymentProfile
 from crossforge.profiles.engine import (
+    AMPERE_AND_LATER,
     ENGINE_FOLDER,
     EngineBackend,
     EngineRecord,
@@ -67,6 +68,7 @@ from crossforge.profiles.shapes import (
 from crossforge.profiles.workload import DEFAULT_WORKLOAD, Workload
 
 __all__ = [
+    "AMPERE_AND_LATER",
     "DEFAULT_MAX_PROFILES",
     "DEFAULT_WORKLOAD",
     "ENGINE_FOLDER",

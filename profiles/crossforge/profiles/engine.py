@@ -19,8 +19,11 @@ from crossforge.profiles.shapes import OptimizationProfile
 
 ENGINE_FOLDER = "tensorrt"
 """Where engines lie in a bundle."""
+AMPERE_AND_LATER = "sm80+"
+"""The target of a hardware-compatible engine of classic TensorRT."""
 ENGINE_SCHEMA_VERSION = 1
 """Part of every key: raise it when the same spec comes to be compiled in another way."""
+_AMPERE = 80
 
 
 class EngineBackend(StrEnum):
@@ -55,7 +58,7 @@ class EngineSpec:
     compiler_version: str
     """An engine runs under the version that compiled it, unless it is ``version_compatible``."""
     targets: tuple[str, ...]
-    """Compute capabilities that it runs on, such as ``sm86``."""
+    """Compute capabilities that it runs on, such as ``sm86``, or :data:`AMPERE_AND_LATER`."""
     gpu: str | None
     """Name of the one GPU model that it was timed for; None if it was compiled ahead of time."""
     platform: str
@@ -71,6 +74,15 @@ class EngineSpec:
     def target(self) -> str:
         """The targets in one word, such as ``sm86`` or ``sm86+sm89``."""
         return "+".join(self.targets)
+
+    def runs_on(self, compute_capability: str) -> bool:
+        """Whether a GPU is among the targets.
+
+        Args:
+            compute_capability: Such as ``sm86``.
+        """
+        ampere_or_later = int(compute_capability.removeprefix("sm")) >= _AMPERE
+        return compute_capability in self.targets or (AMPERE_AND_LATER in self.targets and ampere_or_later)
 
     @property
     def key(self) -> str:

@@ -17,8 +17,6 @@ from crossforge.runtime.machine import Machine
 _FASTEST_FIRST = (Precision.FP16, Precision.INT8_QDQ, Precision.FP32)
 """Not measured yet; int8 of a small model may well be faster than float16."""
 _AUTO = "auto"
-_OLDEST_COMPATIBLE = 80
-"""Hardware-compatible engines run from the Ampere generation on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +65,9 @@ def why_not_engine(record: EngineRecord, manifest: Manifest, machine: Machine, *
         return f"{name} is of the {spec.precision} variant, which failed its parity gate"
     if spec.platform != here:
         return f"{name} is for {spec.platform}, this is {here}"
-    if target not in spec.targets and not (spec.hardware_compatible and int(target[2:]) >= _OLDEST_COMPATIBLE):
+    if not spec.runs_on(target):
         return f"{name} is for {spec.target}, this GPU is {target}"
-    if spec.gpu not in (None, gpu) and not spec.hardware_compatible:
+    if spec.gpu not in (None, gpu):
         return f"{name} was timed on {spec.gpu}, this is {gpu}"
     if spec.backend not in installed:
         return f'{spec.backend} is not installed: pip install "crossforge[{spec.backend.extra}]"'

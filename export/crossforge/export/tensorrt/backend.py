@@ -10,10 +10,8 @@ from typing import Any
 
 from crossforge.export.tensorrt.device import Device
 from crossforge.export.tensorrt.options import CURRENT, BuildOptions
-from crossforge.profiles import EngineBackend, InputError, MachineError, MissingPackageError
+from crossforge.profiles import AMPERE_AND_LATER, EngineBackend, InputError, MachineError, MissingPackageError
 
-HARDWARE_COMPATIBLE_TARGET = "sm80+"
-"""What a hardware-compatible engine of classic TensorRT runs on."""
 _AHEAD_OF_TIME = f"TensorRT for RTX needs no GPU: --backend {EngineBackend.TENSORRT_RTX} --target sm86,sm89"
 _OLDEST_MAJOR = {EngineBackend.TENSORRT: 10, EngineBackend.TENSORRT_RTX: 1}
 """Before it, networks were not strongly typed, and a float16 graph could silently become a float32 engine."""
@@ -149,5 +147,5 @@ def _plan_classic(options: BuildOptions, device: Device) -> TargetPlan:
             fix=_AHEAD_OF_TIME,
         )
     if options.hardware_compatible:
-        return TargetPlan(targets=(HARDWARE_COMPATIBLE_TARGET,), gpu=None)
+        return TargetPlan(targets=(AMPERE_AND_LATER,), gpu=None)
     return TargetPlan(targets=(device.compute_capability,), gpu=device.name)
