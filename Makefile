@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-quick check format bench clean
+.PHONY: help demo test test-quick test-gpu check format bench clean
 help:
 	@echo "make demo        export, quantize, verify and rank with the embedded model"
 	@echo "make test        every test"
 	@echo "make test-quick  every test but the slow ones"
+	@echo "make test-gpu    what only a GPU can show"
 	@echo "make check       format, lint, types, import floors"
 	@echo "make format      rewrite the source in its format"
 	@echo "make bench       compare with sentence-transformers; cold start and memory"
@@ -21,6 +22,9 @@ test: $(VENV)/.dev-installed
 
 test-quick: $(VENV)/.dev-installed
 	$(BIN)/pytest -m "not slow"
+
+test-gpu: $(VENV)/.dev-installed
+	$(BIN)/pytest -m gpu
 
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
