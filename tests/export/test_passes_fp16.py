@@ -235,10 +235,26 @@ def test_the_notes_count_what_was_done(tiny_graph: ModelProto) -> None:
     result = convert_fp16(tiny_graph)
     assert result.changed
     assert result.notes[:2] == (
-        "63 nodes in float16, 17 kept in float32, 17 casts between them",
+        "53 nodes in float16, 27 kept in float32, 21 casts between them",
         "1 masking constants raised to -65504",
     )
-    assert len(casts(result.model)) == 17
+    assert len(casts(result.model)) == 21
+
+
+def test_gelu_is_computed_in_float32_between_two_casts(tiny_graph: ModelProto) -> None:
+    model = convert_fp16(tiny_graph).model
+    types = kinds(model)
+    readers = {name: node for node in model.graph.node for name in node.input}
+    gates = nodes(model, "Erf")
+    assert len(gates) == 2
+    for gate in gates:
+        plus_one = readers[gate.output[0]]
+        product = readers[plus_one.output[0]]
+        output = readers[product.output[0]]
+        assert {types[step.output[0]] for step in (gate, plus_one, product, output)} == {FLOAT}
+        assert readers[output.output[0]].op_type == "Cast"
+    (weights,) = {types[node.input[0]] for node in nodes(model, "MatMul")}
+    assert weights == HALF
 
 
 def test_the_residual_stream_and_masked_scores_are_summed_in_float32(tiny_graph: ModelProto) -> None:

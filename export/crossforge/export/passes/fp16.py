@@ -1,8 +1,9 @@
 """Float16 in the graph itself, which is how TensorRT 11 and every other strongly typed engine wants it.
 
-What float16 cannot hold is left in float32: normalizations and Softmax, whose sums lose too much; the head, which costs
-nothing; masks; and arithmetic on positions, whose integers float16 counts only to 2,048. A sum that only such nodes read is
-in float32 as well, where that takes no cast more: the residual stream, and a mask's addition to attention scores.
+What float16 cannot hold is left in float32: normalizations and Softmax, whose sums lose too much; GELU where it is spelled
+out, for its ``1 + erf`` cancels (docs/int8.md has the figures); the head, which costs nothing; masks; and arithmetic on
+positions, whose integers float16 counts only to 2,048. A sum that only such nodes read is in float32 as well, where that
+takes no cast more: the residual stream, and a mask's addition to attention scores.
 
 Requires: a float32 graph of standard operators.
 Ensures: same inputs and outputs, of the same types; the encoder's weights and arithmetic in float16; at most one ``Cast`` of
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from crossforge.export.onnx import opset_of
+from crossforge.export.passes.gelu import find_spelled_out_gelu
 from crossforge.export.passes.graph import FUSED, MICROSOFT, find_ranks, find_types, foreign_operators
 from crossforge.export.passes.int8_dynamic import refuse_quantized
 from crossforge.export.passes.result import PassResult
@@ -124,6 +126,7 @@ class PrecisionPlan:
         self.large = {name for name, tensor in self.constants.items() if name not in masks and _beyond(tensor)}
         """Constants that float16 cannot hold, masks left out."""
         self._activations = self._find_activations(masks)
+        self._gelu = find_spelled_out_gelu(model)
         self._unholdable = self._find_unholdable(masks | self.large)
         computing = [node for node in self._graph.node if node.input and self._activations.intersection(node.output)]
         head = self._find_head(find_ranks(model))
@@ -190,6 +193,7 @@ class PrecisionPlan:
         return (
             node.op_type in _ALWAYS_FLOAT32
             or not self._unholdable.isdisjoint(node.input)
+            or not self._gelu.isdisjoint(node.output)
             or self._is_norm_step(node)
             or not self._allows_half(node)
         )

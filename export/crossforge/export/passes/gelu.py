@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
@@ -14,19 +14,31 @@ _SINGLE_OPERATORS = frozenset({"Gelu", "BiasGelu", "FastGelu"})
 
 def find_gelu_outputs(model: ModelProto) -> set[str]:
     """Names of the tensors that GELU produced: a single operator, or ``0.5 * x * (1 + erf(x / sqrt 2))`` spelled out."""
+    return {steps[0].output[0] for steps in _find_gelus(model)}
+
+
+def find_spelled_out_gelu(model: ModelProto) -> set[str]:
+    """Names of the tensors that the steps of a spelled-out GELU produce, its output among them."""
+    return {step.output[0] for steps in _find_gelus(model) if len(steps) > 1 for step in steps}
+
+
+def _find_gelus(model: ModelProto) -> Iterator[tuple[NodeProto, ...]]:
+    """The nodes of each GELU, last one first."""
     producers = {output: node for node in model.graph.node for output in node.output}
     constants = _scalar_constants(model)
-    return {node.output[0] for node in model.graph.node if _is_gelu(node, producers, constants)}
+    for node in model.graph.node:
+        if steps := _match(node, producers, constants):
+            yield steps
 
 
-def _is_gelu(node: NodeProto, producers: Mapping[str, NodeProto], constants: Mapping[str, float]) -> bool:
+def _match(node: NodeProto, producers: Mapping[str, NodeProto], constants: Mapping[str, float]) -> tuple[NodeProto, ...]:
     if node.op_type in _SINGLE_OPERATORS:
-        return True
+        return (node,)
     # torch writes ((x * (1 + erf(x / sqrt 2))) * 0.5)
     scaled = _other_factor(node, 0.5, constants)
     product = producers.get(scaled or "")
     if product is None or product.op_type != "Mul":
-        return False
+        return ()
     for x, gate in (tuple(product.input), tuple(reversed(product.input))):
         plus_one = producers.get(gate)
         if plus_one is None or plus_one.op_type != "Add":
@@ -38,8 +50,8 @@ def _is_gelu(node: NodeProto, producers: Mapping[str, NodeProto], constants: Map
         if argument is not None and argument.op_type in ("Div", "Mul") and argument.input[0] == x:
             divisor = constants.get(argument.input[1], 0.0)
             expected = np.sqrt(2) if argument.op_type == "Div" else 1 / np.sqrt(2)
-            return bool(np.isclose(divisor, expected, rtol=1e-4))
-    return False
+            return (node, product, plus_one, erf, argument) if np.isclose(divisor, expected, rtol=1e-4) else ()
+    return ()
 
 
 def _other_factor(node: NodeProto, value: float, constants: Mapping[str, float]) -> str | None:
