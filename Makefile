@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TRITON_VENV := .venv-triton
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test test-quick test-gpu check format bench clean
@@ -17,7 +18,7 @@ help:
 demo: $(VENV)/.demo-installed
 	$(BIN)/crossforge demo
 
-test: $(VENV)/.dev-installed
+test: $(VENV)/.dev-installed $(TRITON_VENV)/.installed
 	$(BIN)/pytest
 
 test-quick: $(VENV)/.dev-installed
@@ -55,5 +56,13 @@ $(VENV)/.dev-installed: $(VENV)/.demo-installed
 	@$(PIP) -e ".[dev]"
 	@touch $@
 
+# The Triton server that one test asks, apart from everything else. There is no wheel of it for every machine: where it cannot be
+# had, that test skips and says so.
+$(TRITON_VENV)/.installed: tests/triton_requirements.txt
+	@echo "Installing a Triton server into $(TRITON_VENV)"
+	-@$(PYTHON) -m venv $(TRITON_VENV) && \
+		$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps -r $< -e . && \
+		touch $@
+
 clean:
-	rm -rf $(VENV) demo-bundle build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TRITON_VENV) demo-bundle build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

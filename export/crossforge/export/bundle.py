@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,16 +15,31 @@ from crossforge.runtime.bundle import record_file
 
 @contextmanager
 def staged_bundle(target: str | Path) -> Iterator[Path]:
-    """Give a fresh folder to write a bundle into, and put it at ``target`` when the block ends without an error.
-
-    The folder lies beside ``target``, so that putting it there is a rename. An old bundle at ``target`` is moved aside
-    first and deleted last; leftovers of killed exports are removed by the next one.
+    """Give a fresh folder to write a bundle into; see :func:`staged_folder`.
 
     Raises:
         InputError: Something that is not a bundle stands at ``target``, or its parent cannot be written to.
     """
+    with staged_folder(target, refuse_other_content) as staging:
+        yield staging
+
+
+@contextmanager
+def staged_folder(target: str | Path, refuse: Callable[[Path], None]) -> Iterator[Path]:
+    """Give a fresh folder to write into, and put it at ``target`` when the block ends without an error.
+
+    The folder lies beside ``target``, so that putting it there is a rename. An old one at ``target`` is moved aside
+    first and deleted last; leftovers of killed exports are removed by the next one.
+
+    Args:
+        target: Where the folder goes.
+        refuse: Raises if what stands at ``target`` must not be replaced; asked before the block and after it.
+
+    Raises:
+        InputError: ``refuse`` said so, or the target's parent cannot be written to.
+    """
     target = Path(target).resolve()  # a link stays, and what it points to is replaced
-    refuse_other_content(target)
+    refuse(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -34,6 +49,7 @@ def staged_bundle(target: str | Path) -> Iterator[Path]:
         raise InputError(f"cannot write to {target.parent} ({error.strerror or error})") from error
     try:
         yield staging
+        refuse(target)  # writing took a while, in which something may have come there
         _put_in_place(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -64,7 +80,6 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def _put_in_place(staging: Path, target: Path) -> None:
-    refuse_other_content(target)  # writing took a while, in which something may have come there
     if not target.exists():
         staging.rename(target)
         return

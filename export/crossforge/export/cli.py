@@ -16,7 +16,7 @@ from crossforge.export.options import Int8Recipe, RangeMethod
 from crossforge.export.requirements import require_extras
 from crossforge.export.tensorrt.cli import app as build_app
 from crossforge.profiles import Activation, InputError, Manifest, Precision
-from crossforge.runtime.cli import BundleArgument, ProviderOption
+from crossforge.runtime.cli import BundleArgument, PrecisionOption, ProviderOption
 from crossforge.runtime.cli import app as runtime_app
 from crossforge.runtime.console import (
     DebugOption,
@@ -275,6 +275,33 @@ def evaluate(
     )
     if evaluation.unjudged_queries:
         out.print(f"{evaluation.unjudged_queries} queries of the run have no judgement and were left out.")
+
+
+@app.command()
+@handles_errors
+def triton(
+    bundle: BundleArgument,
+    repository: Annotated[Path, typer.Argument(help="The model repository to write into.", show_default=False)],
+    name: Annotated[str, typer.Option(help="The model's name.")] = "reranker",
+    instances: Annotated[int, typer.Option(help="Processes that hold the model.")] = 1,
+    precision: PrecisionOption = "auto",
+    provider: ProviderOption = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="CPU threads of an instance.", show_default="one a core of the server")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model of this name that this command wrote.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Write a bundle as a model of Triton Inference Server, for its Python backend."""
+    from crossforge.export.triton import TritonOptions, write_model_repository
+
+    options = TritonOptions(name=name, instances=instances, precision=precision, provider=provider, workers=workers)
+    model = write_model_repository(bundle, repository, options, force=force)
+    if as_json:
+        print_json({"model": str(model), **vars(options)})
+        return
+    out.print(f"Wrote [bold]{escape(str(model))}[/]. Next: tritonserver --model-repository {escape(str(repository))}")
 
 
 @app.command()
