@@ -20,10 +20,10 @@ from crossforge.profiles import (
     Precision,
 )
 from crossforge.runtime import Bundle, Reranker
-from crossforge.runtime.cli import app
 from crossforge.runtime.profiling.cost import CostSample, shape_grid
 from crossforge.runtime.profiling.settings import QualityLimits, Setting, candidate_settings
 from crossforge.runtime.profiling.tuning import SearchSpace, TuningOptions, TuningReport, explain, find_space, tune
+from crossforge.runtime.profiling.tuning_cli import app
 from support.builders import make_machine, make_parity, write_bundle
 
 COST = CostModel(fixed_ms=0.2, per_token_ms=0.01, per_token_squared_ms=1e-6)
