@@ -70,9 +70,18 @@ def test_the_grid_stays_in_the_budget_but_for_single_rows() -> None:
     grid = shape_grid(budget_tokens=300, max_length=400)
 
     assert len(set(grid)) == len(grid)
-    assert {length for _, length in grid} == {16, 32, 64, 128, 256, 400}
+    assert {length for _, length in grid} == {16, 32, 64, 100, 128, 200, 256, 300, 400}
     assert all(batch * length <= 300 or batch == 1 for batch, length in grid)
     assert {(1, 16), (16, 16), (18, 16), (1, 400), (2, 128)} <= set(grid)
+
+
+@pytest.mark.parametrize("max_length", [4, 16, 64])
+def test_the_grid_of_a_short_model_is_enough_for_a_fit(max_length: int) -> None:
+    grid = shape_grid(budget_tokens=128, max_length=max_length)
+
+    assert (
+        fit_cost([CostSample(batch=b, sequence=s, ms=TRUE.predict_ms(b, s)) for b, s in grid]).held_out_median_error < 1e-6
+    )
 
 
 def test_shapes_are_measured_in_turns_and_the_first_run_does_not_count() -> None:

@@ -11,16 +11,21 @@ import pytest
 from typer.testing import CliRunner
 
 from crossforge.profiles import (
+    DEFAULT_WORKLOAD,
     CostModel,
     DeploymentProfile,
+    EngineError,
     ExecutionProvider,
     GateError,
     InputError,
     ParityQuality,
     Precision,
+    Workload,
 )
 from crossforge.runtime import Bundle, Reranker
+from crossforge.runtime.profiling.bench import LocalBench
 from crossforge.runtime.profiling.cost import CostSample, shape_grid
+from crossforge.runtime.profiling.requests import typical_request
 from crossforge.runtime.profiling.settings import QualityLimits, Setting, candidate_settings
 from crossforge.runtime.profiling.tuning import SearchSpace, TuningOptions, TuningReport, explain, find_space, tune
 from crossforge.runtime.profiling.tuning_cli import app
@@ -262,8 +267,28 @@ def test_a_workload_sets_what_is_measured(tmp_path: Path) -> None:
     assert f"use it with --deployment {target}" in done.output.replace("\n", "")
 
 
-def test_tune_says_where_it_cannot_write(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["tune", str(write_bundle(tmp_path)), "--out", str(tmp_path / "no" / "file.toml")])
+@pytest.mark.parametrize("target", ["no/file.toml", ""])
+def test_tune_says_at_once_where_it_cannot_write(tmp_path: Path, target: str) -> None:
+    done = CliRunner().invoke(app, ["tune", str(write_bundle(tmp_path)), "--out", str(tmp_path / target)])
 
     assert done.exit_code == 2
-    assert "there is no folder to write to" in done.output
+    assert "the deployment profile cannot be written there" in done.output
+
+
+def test_a_setting_that_does_not_run_in_a_fresh_process_says_why(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path))
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"damaged")
+    with (
+        LocalBench(bundle, DEFAULT_WORKLOAD) as bench,
+        pytest.raises(EngineError, match=r"does not run in a fresh process; got .*IntegrityError"),
+    ):
+        bench.resident_bytes(setting(precision=Precision.FP32))
+
+
+def test_a_request_has_the_lengths_of_its_workload(tmp_path: Path) -> None:
+    with Reranker.load(write_bundle(tmp_path)) as reranker:
+        workload = Workload(pair_lengths={20: 3, 40: 1, 9999: 1}, candidates={5: 2, 500: 1})
+        request = typical_request(workload, reranker.tokenizer)
+        longest = reranker.manifest.truncation.max_length
+
+        assert request.lengths.tolist() == [20, 20, 20, 40, longest]

@@ -103,7 +103,7 @@ class LocalBench:
                 check=False,
             )
         if done.returncode:
-            raise EngineError(f"{setting} does not run in a fresh process", got=done.stderr.strip().splitlines()[-1:])
+            raise EngineError(f"{setting} does not run in a fresh process", got=done.stderr.strip().rpartition("\n")[2])
         return int(done.stdout)
 
     def close(self) -> None:

@@ -47,14 +47,15 @@ class FittedCost:
 
 
 def shape_grid(*, budget_tokens: int, max_length: int) -> list[Shape]:
-    """The shapes to measure: every length with one row, and with as many as the budget takes, by factors of two.
+    """The shapes to measure: lengths by factors of two and quarters of the longest, each with 1, 2, 4, ... rows.
 
     Args:
         budget_tokens: Largest ``batch x sequence``; a single row may be longer.
         max_length: Tokens of the longest pair.
     """
     shapes = set()
-    for length in {*(length for length in _LENGTHS if length < max_length), max_length}:
+    quarters = {max(1, max_length * k // 4) for k in (1, 2, 3, 4)}
+    for length in quarters | {length for length in _LENGTHS if length < max_length}:
         most = max(1, budget_tokens // length)
         shapes |= {(most, length), *((1 << k, length) for k in range(most.bit_length()))}
     return sorted(shapes, key=lambda shape: (shape[1], shape[0]))

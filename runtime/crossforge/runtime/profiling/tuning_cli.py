@@ -48,8 +48,10 @@ def tune(
     from crossforge.runtime.tokenization import PairTokenizer
     from crossforge.runtime.workload import workload_from_records
 
-    if not target.parent.is_dir():
-        raise InputError("there is no folder to write to", got=target.parent)
+    if target.is_dir() or not target.parent.is_dir():  # better known before minutes of measurement than after
+        raise InputError(
+            "the deployment profile cannot be written there", got=target, allowed="a file in a folder that exists"
+        )
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     work = DEFAULT_WORKLOAD
@@ -65,7 +67,10 @@ def tune(
     space = find_space(opened, inspect_machine(), options.limits)
     with LocalBench(opened, work) as bench:
         report = run_tuning(space, bench, options, progress=TerminalProgress())
-    target.write_text(report.deployment.to_toml(), encoding="utf-8")
+    try:
+        target.write_text(report.deployment.to_toml(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write the deployment profile {target} ({error.strerror or error})") from error
     lines = explain(report)
     if as_json:
         print_json(
