@@ -88,10 +88,8 @@ def plan_batches(
             low = middle + 1
     starts = _cut(descending, ends, high)
     if cost is not None:
-        latest = [
-            min(end, i + max(1, budget_tokens // max(1, length)))
-            for i, (end, length) in enumerate(zip(ends, descending, strict=True))
-        ]
+        full = np.arange(len(lengths)) + np.maximum(1, budget_tokens // np.maximum(1, lengths[order]))
+        latest = np.minimum(ends, full).tolist()
         starts = fastest_cut(descending, latest, cost=cost, workers=workers, otherwise=starts)
     return [
         BatchPlan(indices=order[start:stop], sequence_length=descending[start])
@@ -119,10 +117,11 @@ def _ends(descending: list[int], profiles: Sequence[OptimizationProfile]) -> lis
 
 def _cut(descending: list[int], ends: list[int], budget_tokens: int) -> list[int]:
     """Where each batch starts when every batch takes as many pairs as its end and the budget allow."""
-    starts, position = [], 0
-    while position < len(descending):
+    starts, position, count = [], 0, len(descending)
+    while position < count:  # the search above runs this a dozen times: no calls of min and max
         starts.append(position)
-        position = min(ends[position], position + max(1, budget_tokens // max(1, descending[position])))
+        full, end = position + (budget_tokens // (descending[position] or 1) or 1), ends[position]
+        position = full if full < end else end
     return starts
 
 
