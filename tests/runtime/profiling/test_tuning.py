@@ -198,6 +198,22 @@ def test_the_space_holds_what_can_run_here_and_is_good_enough(tmp_path: Path) ->
     assert ("int8 on cpu", "its Kendall tau is 0.9000, below 0.99") in [(item.what, item.why) for item in held.skipped]
 
 
+def test_every_provider_that_can_run_is_searched(tmp_path: Path) -> None:
+    machine = make_machine(
+        gpus=("NVIDIA L4",),
+        gpu_reason="",
+        gpu_targets=("sm89",),
+        onnxruntime_packages=("onnxruntime-gpu 1.23.0",),
+        onnxruntime_providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+    )
+    found = find_space(Bundle.open(two_variants(tmp_path)), machine, QualityLimits())
+
+    assert {s.provider for s in found.settings} == {ExecutionProvider.CUDA, ExecutionProvider.CPU}
+    assert found.default.provider is ExecutionProvider.CUDA
+    assert found.default in found.settings
+    assert "tensorrt" in [item.what for item in found.skipped]
+
+
 def test_a_variant_that_is_not_exact_here_is_left_out(tmp_path: Path) -> None:
     found = find_space(Bundle.open(two_variants(tmp_path)), make_machine(instruction_sets=("avx2",)), QualityLimits())
 
