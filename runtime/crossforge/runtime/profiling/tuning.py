@@ -125,8 +125,8 @@ def explain(report: TuningReport) -> tuple[str, str, str]:
     memory = "" if report.resident_bytes is None else f", {report.resident_bytes / 1e6:.0f} MB at its peak"
     first = f"{chosen}{memory}{' (the default)' if chosen == report.default else ''}."
     second = (
-        f"The best of {len(report.trials)} settings in turns: {_trial(report).median_ms:.1f} ms a request; "
-        f"the slowest, {slowest.setting}, took {slowest.median_ms / best:.1f} times the best."
+        f"{_median_ms(report)} a request in the search; of {len(report.trials)} settings in turns the best took {best:.1f} ms, "
+        f"and the slowest, {slowest.setting}, {slowest.median_ms / best:.1f} times as long."
     )
     figures = (
         f"{comparison.ratio:.2f} times as fast as the default (95 %: {comparison.low:.2f} to {comparison.high:.2f}), "
@@ -149,8 +149,9 @@ def _measure_cost(setting: Setting, bench: Bench, options: TuningOptions, progre
     return cost
 
 
-def _trial(report: TuningReport) -> Trial[Setting]:
-    return next((trial for trial in report.trials if trial.setting == report.setting), report.trials[0])
+def _median_ms(report: TuningReport) -> str:
+    medians = {trial.setting: trial.median_ms for trial in report.trials}
+    return f"{medians[report.setting]:.1f} ms" if report.setting in medians else "Not measured"
 
 
 def _first_that_fits(
