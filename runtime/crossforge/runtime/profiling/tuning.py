@@ -125,7 +125,7 @@ def explain(report: TuningReport) -> tuple[str, str, str]:
     memory = "" if report.resident_bytes is None else f", {report.resident_bytes / 1e6:.0f} MB at its peak"
     first = f"{chosen}{memory}{' (the default)' if chosen == report.default else ''}."
     second = (
-        f"{_median_ms(report)} a request in the search; of {len(report.trials)} settings in turns the best took {best:.1f} ms, "
+        f"{_median_ms(report)} a request in the search; the best of {len(report.trials)} settings took {best:.1f} ms, "
         f"and the slowest, {slowest.setting}, {slowest.median_ms / best:.1f} times as long."
     )
     figures = (
