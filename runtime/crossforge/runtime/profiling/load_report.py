@@ -78,17 +78,20 @@ class LoadReport:
         return self.outcomes.count(outcome)
 
     @property
+    def arrivals_s(self) -> float:
+        """How long arrivals did go on."""
+        return self.intended_s[-1] if self.stopped_early and self.intended_s else self.duration_s
+
+    @property
     def offered_per_s(self) -> float:
         """Requests a second that did arrive; chance makes it differ a little from ``rate_per_s``."""
-        return len(self.outcomes) / max(self.duration_s, 1e-9) if not self.stopped_early else self.rate_per_s
+        return len(self.outcomes) / self.arrivals_s
 
     @property
     def achieved_per_s(self) -> float:
-        """Answers a second, from the start to the last of them."""
+        """Answers a second, until arrivals ended and the last answer came."""
         answers = [at for at, outcome in zip(self.finished_s, self.outcomes, strict=True) if outcome is Outcome.ANSWERED]
-        return len(answers) / max(*answers, self.duration_s) if answers and not self.stopped_early else (
-            len(answers) / max(answers) if answers else 0.0
-        )
+        return len(answers) / max(self.arrivals_s, *answers) if answers else 0.0
 
     @property
     def max_lag_ms(self) -> float:
