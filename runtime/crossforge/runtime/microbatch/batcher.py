@@ -67,9 +67,7 @@ class MicroBatcher:
         self._closing = False
         self._aborted = False
         self._tokenizers = ThreadPoolExecutor(self.config.tokenizer_threads, thread_name_prefix="crossforge-tokenize")
-        self._threads = [
-            Thread(target=self._work, name=f"crossforge-batch-{i}", daemon=True) for i in range(self.workers)
-        ]
+        self._threads = [Thread(target=self._work, name=f"crossforge-batch-{i}", daemon=True) for i in range(self.workers)]
         for thread in self._threads:
             thread.start()
 

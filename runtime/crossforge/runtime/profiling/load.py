@@ -1,8 +1,8 @@
 """Open-loop load: requests arrive when they arrive, whether or not the earlier ones were answered.
 
-A closed loop, in which each client waits for its answer before it asks again, slows down with the service and so leaves out the
-very requests that would have waited longest (*coordinated omission*, as Gil Tene named it). Here arrivals are a Poisson process
-that was drawn beforehand, and the latency of a request counts from the moment it was due, not from the moment it was sent.
+A closed loop, in which each client waits for its answer before it asks again, slows down with the service and so leaves out
+the very requests that would have waited longest (*coordinated omission*, as Gil Tene named it). Here arrivals are a Poisson
+process that was drawn beforehand, and a request's latency counts from the moment it was due, not from when it was sent.
 """
 
 from __future__ import annotations
@@ -262,9 +262,16 @@ def measure_max_rate(
     duration_s: float,
     seed: int = 0,
     config: MicroBatchConfig | None = None,
+    most_trials: int = 20,
 ) -> MaxRate:
-    """Find how many requests a second a reranker answers within an SLO; see :func:`measure_load`."""
-    return find_max_rate(lambda: _batcher_target(reranker, records, config, None), slo, duration_s=duration_s, seed=seed)
+    """Find how many requests a second a reranker answers within an SLO; see :func:`measure_load`, :func:`find_max_rate`."""
+    return find_max_rate(
+        lambda: _batcher_target(reranker, records, config, None),
+        slo,
+        duration_s=duration_s,
+        most_trials=most_trials,
+        seed=seed,
+    )
 
 
 @contextmanager
@@ -317,17 +324,16 @@ class _Run:
         return self._misses
 
     def give_up(self) -> None:
-        """Cancel what is not finished, and record the rest no more."""
+        """Cancel what is not finished, and take every request as it stands now."""
         for future in self.futures:
             future.cancel()
-        count, now_s = len(self.sent_s), self._now_s()
-        self.outcomes = self.outcomes[:count]
-        self.errors = self.errors[:count]
-        # One that cannot be cancelled any more may finish from here on; it is unfinished all the same.
-        self.finished_s = [
-            now_s if outcome is Outcome.UNFINISHED else finished_s
-            for finished_s, outcome in zip(self.finished_s, self.outcomes, strict=False)
-        ]
+        now_s, count = self._now_s(), len(self.sent_s)
+        # One that cannot be cancelled any more may still end; its callback then writes to the lists left behind.
+        outcomes, finished_s, errors = self.outcomes[:count], self.finished_s[:count], self.errors[:count]
+        unfinished = [outcome is Outcome.UNFINISHED for outcome in outcomes]
+        self.finished_s = [now_s if late else at for at, late in zip(finished_s, unfinished, strict=True)]
+        self.errors = [None if late else kind for kind, late in zip(errors, unfinished, strict=True)]
+        self.outcomes = outcomes
 
     def _now_s(self) -> float:
         return self._clock.now_s() - self.start_s
