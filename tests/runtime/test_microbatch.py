@@ -157,14 +157,14 @@ def test_no_passages_are_answered_at_once() -> None:
 
 def test_batches_fit_the_profiles_of_the_engine() -> None:
     session = FakeSession()
-    with fake_reranker(session, profiles=(make_profile((1, 8)), make_profile((9, 12), batch=2))) as reranker:
-        with MicroBatcher(reranker) as batcher:
-            futures = [batcher.submit(QUERY, PASSAGES[:4]) for _ in range(3)]
-            for future in futures:
-                future.result(WAIT_S)
-            with pytest.raises(InputError, match="a pair is longer than every profile"):
-                batcher.submit(QUERY, ["people " * 20])
-            assert batcher.stats().pending_tokens == 0
+    profiles = (make_profile((1, 8)), make_profile((9, 12), batch=2))
+    with fake_reranker(session, profiles=profiles) as reranker, MicroBatcher(reranker) as batcher:
+        futures = [batcher.submit(QUERY, PASSAGES[:4]) for _ in range(3)]
+        for future in futures:
+            future.result(WAIT_S)
+        with pytest.raises(InputError, match="a pair is longer than every profile"):
+            batcher.submit(QUERY, ["people " * 20])
+        assert batcher.stats().pending_tokens == 0
 
     for batch in session.batches:
         rows, length = batch["input_ids"].shape
@@ -184,9 +184,7 @@ def test_a_bad_request_fails_alone_and_leaves_nothing_behind(method: str, query:
         assert batcher.stats().pending_tokens == 0
 
 
-@pytest.mark.parametrize(
-    "field", ["max_queue_tokens", "slice_tokens", "round_tokens", "workers", "tokenizer_threads"]
-)
+@pytest.mark.parametrize("field", ["max_queue_tokens", "slice_tokens", "round_tokens", "workers", "tokenizer_threads"])
 def test_a_setting_below_one_is_refused(field: str) -> None:
     with pytest.raises(InputError, match=f"{field} is too small; got 0; allowed: 1 or more"):
         MicroBatchConfig(**{field: 0})
