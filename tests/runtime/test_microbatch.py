@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -12,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossforge.profiles import InputError, Truncation, TruncationSide, TruncationWarning
-from crossforge.runtime import FakeSession, ScoredPairs
+from crossforge.runtime import FakeSession, Reranker, ScoredPairs
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
-from support.builders import fake_reranker, make_manifest, make_profile
+from support.builders import fake_reranker, make_manifest, make_profile, write_bundle
 from support.sessions import WAIT_S, GatedSession
 from support.strategies import no_deadline, words
 
@@ -243,3 +246,31 @@ def test_the_expected_wait_is_pending_work_over_measured_speed() -> None:
             future.result(WAIT_S)
 
     np.testing.assert_allclose(np.asarray(waits, dtype=float) / waits[0], [1, 2, 3])
+
+
+def test_a_real_engine_gives_the_same_scores_to_concurrent_requests(tmp_path: Path) -> None:
+    requests = [(query, PASSAGES[i:]) for query in (QUERY, "people live", "the city") for i in range(6)] * 3
+    with (
+        Reranker.load(write_bundle(tmp_path)) as reranker,
+        MicroBatcher(reranker) as batcher,
+        ThreadPoolExecutor(8) as callers,
+    ):
+        expected = [reranker.score(*request) for request in requests]
+        together = list(callers.map(lambda request: batcher.submit(*request).result(WAIT_S), requests))
+
+        for scored, scores in zip(together, expected, strict=True):
+            np.testing.assert_allclose(reranker.relevance(scored.logits), scores, atol=1e-5)
+
+
+def test_an_answered_request_is_freed_without_the_garbage_collector() -> None:
+    with fake_reranker() as reranker, MicroBatcher(reranker) as batcher:
+        future = batcher.submit(QUERY, PASSAGES)
+        future.result(WAIT_S)
+        released = weakref.ref(future)
+        gc.disable()
+        try:
+            del future
+            batcher.submit(QUERY, PASSAGES).result(WAIT_S)  # the worker has let go of the one before
+            assert released() is None
+        finally:
+            gc.enable()

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, wait
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from random import Random
 from threading import Event, Thread
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from crossforge.profiles import DeadlineError, EngineError, InputError, NonFiniteLogitsError, OverloadedError
+from crossforge.profiles import (
+    CrossforgeError,
+    DeadlineError,
+    EngineError,
+    InputError,
+    NonFiniteLogitsError,
+    OverloadedError,
+)
 from crossforge.runtime import EncodedPairs, FakeSession, Reranker
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
 from support.builders import fake_reranker
@@ -372,3 +383,49 @@ def test_leaving_with_an_error_does_not_wait_for_the_rest() -> None:
     with fake_reranker(session) as reranker, pytest.raises(ValueError, match="a mistake"):
         leave(reranker, futures)
     assert all(future.done() for future in futures)
+
+
+class MoodySession(FakeSession):
+    """Fails now and then, in every way."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._random = Random(seed)
+
+    def run(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        mood = self._random.random()
+        if mood < 0.05:
+            raise EngineError("out of order")
+        if mood < 0.1:
+            raise SystemExit(1)
+        return super().run(batch)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_a_storm_of_faults_every_request_ends_and_nothing_is_left_behind(seed: int) -> None:
+    config = MicroBatchConfig(max_queue_tokens=600, slice_tokens=20, round_tokens=60, workers=3)
+    with fake_reranker(MoodySession(seed), budget_tokens=30) as reranker, MicroBatcher(reranker, config) as batcher:
+
+        def ask(i: int) -> str:
+            random = Random(seed * 1000 + i)
+            passages = ["berlin"] * random.randrange(20)
+            deadline_s = random.choice([None, 0.001, 5.0])
+            try:
+                future = random.choice([batcher.submit, batcher.schedule])(QUERY, passages, deadline_s=deadline_s)
+                if random.random() < 0.2:
+                    future.cancel()
+                assert len(future.result(WAIT_S).logits) == len(passages)
+            except (CancelledError, CrossforgeError) as error:
+                return type(error).__name__
+            return "answered"
+
+        with ThreadPoolExecutor(16) as callers:
+            ends = Counter(callers.map(ask, range(300)))
+        stats = batcher.stats()
+
+    assert sum(ends.values()) == 300
+    assert set(ends) <= {"answered", "CancelledError", "DeadlineError", "OverloadedError", "EngineError"}
+    assert ends["answered"] > 0
+    assert stats.worker_restarts > 0
+    assert (stats.pending_requests, stats.pending_tokens) == (0, 0)
+    assert stats.answered + stats.cancelled + stats.expired + stats.failed <= 300

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import Condition, Thread, current_thread
 from types import TracebackType
 
@@ -276,7 +278,8 @@ class MicroBatcher:
             self._pending_tokens += request.pending_tokens
             self._requests.add(request)
             self._queue.add(request, pairs.lengths)
-        future.add_done_callback(lambda done: self._drop(request) if done.cancelled() else None)
+        # Weak, or request and future would hold each other, and their arrays, until the garbage collector comes by.
+        future.add_done_callback(partial(self._drop_if_cancelled, weakref.ref(request)))
         if not len(pairs):
             self._answer(request)
 
@@ -319,12 +322,8 @@ class MicroBatcher:
                 batch = self._planned.popleft()
                 in_hand.extend(part.request for part in batch)
                 return batch
-        self._expire()
-        with self._changed:
             slices = self._queue.take(self._round_tokens)
             in_hand.extend({piece.owner: None for piece in slices})
-        if not slices:  # it had expired, or another worker was faster
-            return []
         # Planned without the lock: a round of a GPU holds a thousand pairs, and callers need not wait for it.
         batches = plan_round(
             slices,
@@ -340,9 +339,7 @@ class MicroBatcher:
 
     def _run(self, batch: list[Part]) -> None:
         """Compute what is still wanted of a batch."""
-        now = self._clock()
-        for request in [part.request for part in batch if part.request.has_expired(now)]:
-            self._fail(request, _expired(), "expired")
+        self._expire()
         wanted = [part for part in batch if not part.request.settled]
         if not wanted:
             return
@@ -383,7 +380,7 @@ class MicroBatcher:
             self._answer(request)
 
     def _expire(self) -> None:
-        """Fail every request whose deadline has passed, wherever it stands in the queue."""
+        """Fail every request whose deadline has passed, wherever it stands: nobody waits for a turn to hear that."""
         now = self._clock()
         with self._changed:
             expired = [request for request in self._requests if request.has_expired(now)]
@@ -405,8 +402,10 @@ class MicroBatcher:
         if self._settle(request, counted_as):
             request.future.set_exception(error)
 
-    def _drop(self, request: Request) -> None:
-        self._settle(request, "cancelled")
+    def _drop_if_cancelled(self, reference: weakref.ref[Request], future: Future[ScoredPairs]) -> None:
+        request = reference()
+        if request is not None and future.cancelled():
+            self._settle(request, "cancelled")
 
     def _settle(self, request: Request, counted_as: str) -> bool:
         """Let go of a request; whether its future is to be resolved, by the caller, now."""
