@@ -222,7 +222,7 @@ class Reranker:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
         """
         scored = self._score(self.tokenizer.encode(query, passages))
-        _warn_of_truncation(scored)
+        warn_of_truncation(scored)
         return self.relevance(scored.logits, activation=activation)
 
     def predict(self, pairs: Sequence[tuple[str, str]], *, activation: Activation | str | None = None) -> Floats:
@@ -243,7 +243,7 @@ class Reranker:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
         """
         scored = self.score_pairs(pairs)
-        _warn_of_truncation(scored)
+        warn_of_truncation(scored)
         scores = activate(scored.logits, self._activation(activation))
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
@@ -261,15 +261,9 @@ class Reranker:
         Raises:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
         """
-        if top_k is not None and top_k < 1:
-            raise InputError("top_k is too small", got=top_k, allowed="1 or more")
+        check_top_k(top_k)
         scored = self._score(self.tokenizer.encode(query, passages))
-        scores = self.relevance(scored.logits)
-        best_first = np.argsort(-scores, kind="stable")[:top_k]
-        return [
-            RankedPassage(corpus_id=int(i), score=float(scores[i]), text=passages[i], truncated=bool(scored.truncated[i]))
-            for i in best_first
-        ]
+        return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> ScoredPairs:
         """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
@@ -289,6 +283,20 @@ class Reranker:
                 fix="Use predict(), or export it again with --ranking-label.",
             )
         return relevance(logits, label) if activation is None else activate(logits, self._activation(activation))[:, label]
+
+    def check_finite(self, logits: Floats) -> None:
+        """Check logits, float32 [n, labels].
+
+        Raises:
+            NonFiniteLogitsError: One is NaN or infinite.
+        """
+        if not np.isfinite(logits).all():
+            bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+            raise NonFiniteLogitsError(
+                f"the {self.precision} variant answered NaN or infinity for {len(bad)} of {len(logits)} pairs",
+                got=f"pair {bad[0]} first",
+                fix="Use the fp32 variant; if it does this too, the checkpoint itself is broken.",
+            )
 
     def check_golden(self) -> float:
         """Score the manifest's golden pairs.
@@ -343,13 +351,7 @@ class Reranker:
             workers=self.workers,
             executor=self._pool,
         )
-        if not np.isfinite(logits).all():
-            bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-            raise NonFiniteLogitsError(
-                f"the {self.precision} variant answered NaN or infinity for {len(bad)} of {len(pairs)} pairs",
-                got=f"pair {bad[0]} first",
-                fix="Use the fp32 variant; if it does this too, the checkpoint itself is broken.",
-            )
+        self.check_finite(logits)
         return ScoredPairs(
             logits=logits,
             truncated=pairs.truncated,
@@ -369,7 +371,29 @@ class Reranker:
             raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
 
 
-def _warn_of_truncation(scored: ScoredPairs) -> None:
+def rank_passages(
+    passages: Sequence[str], scores: Floats, truncated: NDArray[np.bool_], *, top_k: int | None = None
+) -> list[RankedPassage]:
+    """Passages by their scores, float32 [n], best first; ties go to the passage that came first."""
+    best_first = np.argsort(-scores, kind="stable")[:top_k]
+    return [
+        RankedPassage(corpus_id=int(i), score=float(scores[i]), text=passages[i], truncated=bool(truncated[i]))
+        for i in best_first
+    ]
+
+
+def check_top_k(top_k: int | None) -> None:
+    """Refuse to return fewer than one passage.
+
+    Raises:
+        InputError: ``top_k`` is below 1.
+    """
+    if top_k is not None and top_k < 1:
+        raise InputError("top_k is too small", got=top_k, allowed="1 or more")
+
+
+def warn_of_truncation(scored: ScoredPairs) -> None:
+    """Warn the caller's caller that text was cut, where it was."""
     if count := int(scored.truncated.sum()):
         warnings.warn(
             f"{count} of {len(scored.truncated)} pairs were too long for the model and were cut; score_pairs() says which",
