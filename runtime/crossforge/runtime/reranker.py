@@ -275,7 +275,9 @@ class Reranker:
             scores = self.relevance(scored.logits)
             best_first = np.argsort(-scores, kind="stable")[:top_k]
             return [
-                RankedPassage(corpus_id=int(i), score=float(scores[i]), text=passages[i], truncated=bool(scored.truncated[i]))
+                RankedPassage(
+                    corpus_id=int(i), score=float(scores[i]), text=passages[i], truncated=bool(scored.truncated[i])
+                )
                 for i in best_first
             ]
 

@@ -111,7 +111,7 @@ def _operations(node: Mapping[str, Any]) -> int:
     (left,) = node["input_type_shape"][0].values()
     (product,) = node["output_type_shape"][0].values()
     inner = left[-1] if node["op_name"] == "MatMul" else math.prod(left) // product[0]
-    return 2 * math.prod(product) * int(inner)
+    return int(2 * math.prod(product) * inner)
 
 
 def _session(model: str | bytes, *, profile: str | None = None) -> Any:

@@ -20,7 +20,8 @@ from crossforge.runtime import Reranker
 imported = time.perf_counter_ns()
 reranker = Reranker.load(bundle, provider=provider, precision=precision, strict=True)
 loaded = time.perf_counter_ns()
-reranker.score_pairs([("how many people live in the city?", text) for text in ("It has 3.7 million inhabitants.", "A museum.")])
+query = "how many people live in the city?"
+reranker.score_pairs([(query, text) for text in ("It has 3.7 million inhabitants.", "A museum.")])
 called = time.perf_counter_ns()
 from crossforge.runtime.profiling.memory import read_memory
 print(json.dumps({

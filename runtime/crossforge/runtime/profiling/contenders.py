@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import NoReturn
 
 from crossforge.profiles import (
     PREFERENCE,
@@ -107,7 +108,6 @@ def open_contenders(
 
     Raises:
         BundleError: A file is missing or altered.
-        ProviderUnavailableError: None loads.
     """
     contenders, skipped = [], []
     for candidate in candidates:
@@ -121,14 +121,12 @@ def open_contenders(
             continue
         stack.enter_context(reranker)
         contenders.append(
-            Contender(
-                provider=candidate.provider, precision=candidate.precision, reranker=reranker, recorder=recorder
-            )
+            Contender(provider=candidate.provider, precision=candidate.precision, reranker=reranker, recorder=recorder)
         )
     return contenders, skipped
 
 
-def refuse_none(skipped: Sequence[Skipped]) -> None:
+def refuse_none(skipped: Sequence[Skipped]) -> NoReturn:
     """Say why nothing can be measured.
 
     Raises:

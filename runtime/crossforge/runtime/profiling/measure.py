@@ -14,9 +14,11 @@ from crossforge.runtime.profiling.workload import Call, Cell
 from crossforge.runtime.progress import Stage
 from crossforge.runtime.reranker import Reranker
 
-WARM_UP_TOKENS = 4096
+WARM_UP_TOKENS = 2048
 """A warm-up call takes as many of a cell's pairs as fit: enough for every batch shape that the cell has."""
 MOST_SAMPLES = 1000
+BREADTH = 0.5
+"""The share of the time that first samples may take. One sample of everything and a second of nothing would tell little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +130,8 @@ def measure_cells(
 ) -> tuple[list[LatencyRow], list[Skipped]]:
     """Measure cells with contenders in turns (A B A B ...), so that drift hits all alike.
 
-    Every cell that is expected to fit gets one round; what time is left is then shared out, and what a cell does not need
-    goes to the dearer ones.
+    Cells get one round each, the cheapest first, as far as half of the time allows; what time is left is then shared out
+    among them, and what a cell does not need goes to the dearer ones.
 
     Args:
         cells: Cheapest first.
@@ -150,14 +152,15 @@ def measure_cells(
     def tell() -> None:
         stage.advance(round((clock() - start_ns) / 1e9), max(1, round((deadline_ns - start_ns) / 1e9)))
 
-    runs, skipped = _warm_up(cells, contenders, deadline_ns=deadline_ns, clock=clock)
-    for run in list(runs):
-        if clock() + run.cost_ns > deadline_ns and run.rounds == 0 and run is not runs[0]:
-            runs.remove(run)
+    breadth_ns = start_ns + int(BREADTH * (deadline_ns - start_ns))
+    runs, skipped = _warm_up(cells, contenders, breadth_ns=breadth_ns, deadline_ns=deadline_ns, clock=clock)
+    for run in runs:
+        if run.rounds or clock() + run.cost_ns <= deadline_ns:
+            run.take_round()
+            tell()
+        else:  # slower than its warm-up promised, or than the cells before it did
             skipped.append(_no_time(run.cell, run.cost_ns, deadline_ns - clock()))
-            continue
-        run.take_round()
-        tell()
+    runs = [run for run in runs if run.rounds]
     went_on = True
     while went_on:
         went_on = False
@@ -172,38 +175,41 @@ def measure_cells(
 
 
 def _warm_up(
-    cells: Sequence[Cell], contenders: Sequence[Contender], *, deadline_ns: int, clock: Clock
+    cells: Sequence[Cell], contenders: Sequence[Contender], *, breadth_ns: int, deadline_ns: int, clock: Clock
 ) -> tuple[list[_CellRun], list[Skipped]]:
-    """Warm up the cells of which a round should fit beside a round of all cheaper ones."""
+    """Warm up the cells of which a round should fit beside a round of all cheaper ones before ``breadth_ns``.
+
+    The cheapest has all the time until ``deadline_ns``.
+    """
     begun_ns = clock()
     runs: list[_CellRun] = []
     skipped: list[Skipped] = []
-    promised_ns = per_token_ns = 0.0
+    promised_ns = token_ns = 0.0
     for cell in cells:
-        left_ns = deadline_ns - clock() - promised_ns
-        if (expected_ns := per_token_ns * (cell.tokens + min(cell.tokens, WARM_UP_TOKENS))) > left_ns and runs:
+        expected_ns = token_ns * (cell.tokens + min(cell.tokens, WARM_UP_TOKENS))
+        left_ns = breadth_ns - clock() - promised_ns
+        if runs and expected_ns > left_ns:
             skipped.append(_no_time(cell, expected_ns, left_ns))
             continue
         run = _CellRun(cell, contenders, clock)
         run.warm_up()
-        per_token_ns = run.cost_ns / cell.tokens
-        left_ns = deadline_ns - clock() - promised_ns
-        if run.cost_ns > left_ns:
-            if not runs:
-                lacking_s = (run.cost_ns - left_ns) / 1e9
-                raise InputError(
-                    f"the budget is too short for one sample of each variant on {cell}",
-                    got=f"{max(0.0, (deadline_ns - begun_ns) / 1e9):.1f} s after loading",
-                    allowed=f"at least {lacking_s:.1f} s more",
-                    fix="Raise --budget, or measure fewer variants.",
-                )
+        token_ns = run.cost_ns / cell.tokens
+        left_ns = (breadth_ns if runs else deadline_ns) - clock() - promised_ns
+        if run.cost_ns <= left_ns:
+            promised_ns += run.cost_ns
+            runs.append(run)
+        elif runs:
             skipped.append(_no_time(cell, run.cost_ns, left_ns))
-            continue
-        promised_ns += run.cost_ns
-        runs.append(run)
+        else:
+            raise InputError(
+                f"the budget is too short for one sample of each variant on {cell}",
+                got=f"{max(0.0, (deadline_ns - begun_ns) / 1e9):.1f} s after loading",
+                allowed=f"at least {(run.cost_ns - left_ns) / 1e9:.1f} s more",
+                fix="Raise --budget, or measure fewer variants.",
+            )
     return runs, skipped
 
 
 def _no_time(cell: Cell, cost_ns: float, left_ns: float) -> Skipped:
-    why = f"one sample of each variant takes about {cost_ns / 1e9:.1f} s, and {max(0.0, left_ns / 1e9):.1f} s were left"
+    why = f"one sample of each variant takes about {cost_ns / 1e9:.1f} s, {max(0.0, left_ns / 1e9):.1f} s were left for it"
     return Skipped(what=str(cell), why=why)

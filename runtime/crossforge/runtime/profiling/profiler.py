@@ -25,7 +25,7 @@ from crossforge.runtime.profiling.contenders import (
 from crossforge.runtime.profiling.measure import Contender, measure_cells
 from crossforge.runtime.profiling.memory import read_memory
 from crossforge.runtime.profiling.options import ProfileOptions
-from crossforge.runtime.profiling.report import LatencyReport, LatencyRow, Skipped, VariantFacts
+from crossforge.runtime.profiling.report import LatencyReport, LatencyRow, VariantFacts
 from crossforge.runtime.profiling.workload import plan_workload
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.tokenization import PairTokenizer
@@ -56,9 +56,7 @@ def measure_latency(
     deadline_ns = clock() + int(options.budget_s * 1e9)
     bundle, machine = Bundle.open(path), inspect_machine()
     manifest = bundle.manifest
-    candidates, skipped = list_candidates(
-        manifest, machine, providers=options.providers, precisions=options.precisions
-    )
+    candidates, skipped = list_candidates(manifest, machine, providers=options.providers, precisions=options.precisions)
     if not candidates:
         refuse_none(skipped)
     with progress.stage("plan the workload") as stage:
@@ -124,9 +122,7 @@ def _count_operations(bundle: Bundle, rows: Sequence[LatencyRow]) -> dict[int, i
     variant = bundle.manifest.variants.get(Precision.FP32)
     if variant is None:
         return {}
-    return count_operations(
-        bundle.path / variant.path, bundle.manifest, sorted({row.sequence_length for row in rows})
-    )
+    return count_operations(bundle.path / variant.path, bundle.manifest, sorted({row.sequence_length for row in rows}))
 
 
 def _facts(

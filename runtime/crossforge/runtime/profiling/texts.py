@@ -23,7 +23,7 @@ user is willing to wait, on the length of the passages and on the machine, whose
 how close the arithmetic comes to what the hardware could do. The city library of Bergen, for example, keeps 1,250,000
 catalogue entries; a question such as "which storms damaged the harbour between 1890 and 1910?" matches some 400 of
 them, most of which mention a storm, or a harbour, but not both. Reading them all takes a librarian an afternoon.
-""".split()
+"""
 _FILLERS = ("the", "a", "of", "and", "is", "city", "word", "x", "1", "?", "。")
 _DISTINCT = 16
 """Different texts of a length; more candidates than that repeat them."""
@@ -40,13 +40,16 @@ def compose_texts(count_tokens: CountTokens, tokens: int, number: int) -> tuple[
     Raises:
         InputError: The tokenizer has no word that is one token wherever it stands.
     """
-    step = len(_PROSE) // _DISTINCT
-    distinct = [_compose(count_tokens, tokens, i * step) for i in range(min(number, _DISTINCT))]
+    prose = _PROSE.split()
+    distinct = []
+    for i in range(min(number, _DISTINCT)):
+        start = len(prose) // _DISTINCT * i
+        words = [prose[(start + k) % len(prose)] for k in range(tokens)]  # a word is a token at least
+        distinct.append(_compose(count_tokens, words, tokens))
     return tuple(distinct[i % len(distinct)] for i in range(number))
 
 
-def _compose(count_tokens: CountTokens, tokens: int, start: int) -> str:
-    words = [_PROSE[(start + i) % len(_PROSE)] for i in range(tokens)]  # a word is a token at least
+def _compose(count_tokens: CountTokens, words: Sequence[str], tokens: int) -> str:
     low, high = 0, tokens
     while low < high:  # the most words that do not exceed the count
         middle = (low + high + 1) // 2
@@ -54,15 +57,23 @@ def _compose(count_tokens: CountTokens, tokens: int, start: int) -> str:
             low = middle
         else:
             high = middle - 1
-    for kept in range(low, -1, -1):
+    for kept in range(low, max(-1, low - 3), -1):
         for filler in _FILLERS:
-            missing = tokens - (count_tokens([" ".join(words[:kept])])[0] if kept else 0)
-            text = " ".join([*words[:kept], *[filler] * missing])
-            if text and count_tokens([text]) == [tokens]:
+            if text := _fill(count_tokens, words[:kept], filler, tokens):
                 return text
-        if low - kept == 3:  # the words are not what stands in the way
-            break
     raise InputError(
         f"cannot make a text of exactly {tokens} tokens with this tokenizer",
         fix="Measure your own texts: --workload FILE.",
     )
+
+
+def _fill(count_tokens: CountTokens, words: Sequence[str], filler: str, tokens: int) -> str:
+    """Words with fillers behind them; blank if that does not come out even."""
+    fillers = 0
+    for _ in range(3):  # corrected twice: the first word of a text may have more tokens than the same word elsewhere
+        text = " ".join([*words, *[filler] * fillers])
+        missing = tokens - count_tokens([text])[0]
+        if not missing:
+            return text
+        fillers = max(0, fillers + missing)
+    return ""
