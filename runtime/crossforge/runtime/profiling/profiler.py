@@ -109,7 +109,7 @@ def measure_latency(
             _facts(bundle, machine, contender, start, rows, operations, ceiling)
             for contender, start, ceiling in zip(contenders, starts, ceilings, strict=True)
         ),
-        rows=tuple(rows),
+        rows=tuple(sorted(rows, key=lambda row: (row.candidates, row.sequence_length))),
         skipped=tuple(skipped),
     )
 

@@ -66,7 +66,7 @@ def latency_table(report: LatencyReport) -> Table:
     for name in ("candidates", "tokens", "p50 ms", "±", "p90", "p95", "p99", "calls", "pairs/s", "padding", "Kendall tau"):
         table.add_column(name, no_wrap=True, justify="right")
     quality = {(facts.provider, facts.precision): facts.kendall_tau for facts in report.variants}
-    for row in sorted(report.rows, key=lambda row: (row.candidates, row.sequence_length, row.provider, row.precision)):
+    for row in report.rows:
         interval = median_interval(row.samples_ms)
         table.add_row(
             row.provider,
