@@ -23,13 +23,11 @@ from crossforge.runtime.console import (
     print_json,
     print_ranking,
 )
-from crossforge.runtime.profiling.cli import app as profiling_app
 
 if TYPE_CHECKING:
     from crossforge.runtime.reranker import Reranker
 
 app = typer.Typer(add_completion=False)
-app.add_typer(profiling_app)
 
 BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
 ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda or cpu.")]

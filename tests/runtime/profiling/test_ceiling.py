@@ -82,3 +82,4 @@ def test_the_share_is_that_of_the_fastest_row() -> None:
     assert gemm_share(rows, operations, 4e9) == pytest.approx(10 * 1_000_000 / 0.005 / 4e9)
     assert gemm_share(rows, operations, None) is None
     assert gemm_share(rows, {}, 4e9) is None
+    assert gemm_share(rows, operations, 1e9) is None  # nothing is faster than its ceiling

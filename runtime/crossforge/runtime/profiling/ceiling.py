@@ -32,7 +32,7 @@ _PRODUCTS = ("MatMul", "Gemm")
 
 
 def gemm_share(rows: Sequence[LatencyRow], operations: Mapping[int, int], ceiling: float | None) -> float | None:
-    """The largest share of a ceiling that any row reaches.
+    """The largest share of a ceiling that any row reaches; None too if that is above 1: the ceiling was measured too low.
 
     Args:
         rows: One variant's.
@@ -44,7 +44,10 @@ def gemm_share(rows: Sequence[LatencyRow], operations: Mapping[int, int], ceilin
         for row in rows
         if operations.get(row.sequence_length)
     ]
-    return max(rates) / ceiling if rates and ceiling else None
+    if not rates or not ceiling:
+        return None
+    share = max(rates) / ceiling
+    return share if share <= 1 else None
 
 
 def measure_ceiling(provider: str, precision: Precision, *, workers: int) -> float | None:
