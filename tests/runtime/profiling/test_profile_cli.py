@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -85,6 +87,23 @@ def test_a_report_of_another_machine_is_refused_before_anything_is_measured(bund
     assert result.exit_code == 2
     assert "another machine" in result.stderr
     assert not Path("latency.json").exists()
+
+
+def test_a_page_is_written_by_whoever_can(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_latency_page(report: LatencyReport, path: Path) -> None:
+        path.write_text(f"{len(report.rows)} rows")
+
+    page = ModuleType("crossforge.export.latency_page")
+    monkeypatch.setattr(page, "write_latency_page", write_latency_page, raising=False)
+    monkeypatch.setitem(sys.modules, page.__name__, page)
+    arguments = ("profile", bundle, *QUICK[2:], "--candidates", "1", "--precision", "fp32", "--html", "page.html")
+
+    assert crossforge(*arguments).exit_code == 0
+    assert Path("page.html").read_text() == "2 rows"
+    monkeypatch.setitem(sys.modules, page.__name__, None)
+    result = crossforge(*arguments)
+    assert result.exit_code == 3
+    assert 'pip install "crossforge[report]"' in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -160,5 +160,5 @@ def _page_writer() -> Callable[[LatencyReport, Path], object]:
     try:
         module = importlib.import_module(_PAGE_MODULE)
     except ImportError as error:
-        raise MissingPackageError(str(error.name), extra="export", purpose="Writing the report as a page") from error
+        raise MissingPackageError(str(error.name), extra="report", purpose="Writing the report as a page") from error
     return cast("Callable[[LatencyReport, Path], object]", module.write_latency_page)
