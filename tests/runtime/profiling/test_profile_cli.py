@@ -13,7 +13,7 @@ from crossforge.profiles import Precision
 from crossforge.runtime.profiling.report import STAGES, LatencyReport
 from support.builders import read_manifest, write_bundle
 
-QUICK = ("--candidates", "1,4", "--lengths", "16,32", "--budget", "20", "--interval-width", "0.9", "--cold-starts", "1")
+QUICK = ("--candidates", "1,4", "--lengths", "16,32", "--budget", "60", "--interval-width", "0.9", "--cold-starts", "1")
 
 
 def crossforge(*arguments: object) -> Result:
@@ -116,6 +116,7 @@ def test_a_page_is_written_by_whoever_can(bundle: Path, monkeypatch: pytest.Monk
         (("--candidates", "0"), 2, "cannot be measured"),
         (("--lengths", "3"), 2, "no length can be measured"),
         (("--workload", "absent.jsonl"), 2, "absent.jsonl"),
+        (("--workload", "run.jsonl", "--lengths", "32"), 2, "takes the place of a grid"),
         (("--out", "absent/latency.json"), 2, "cannot write"),
         (("--compare", "absent.json"), 2, "cannot read the latency report"),
         (("--provider", "tensorrt"), 3, "nothing can be measured"),

@@ -17,6 +17,7 @@ from crossforge.runtime.profiling.options import (
     DEFAULT_BUDGET_S,
     DEFAULT_CANDIDATES,
     DEFAULT_LENGTHS,
+    DEFAULT_QUERY_TOKENS,
     ProfileOptions,
 )
 
@@ -25,23 +26,29 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
-_GRID = {
-    name: ",".join(map(str, values)) for name, values in (("candidates", DEFAULT_CANDIDATES), ("lengths", DEFAULT_LENGTHS))
-}
-
 _PAGE_MODULE = "crossforge.export.latency_page"
 """A floor above: looked for by name when a page is asked for, so that the runtime does not depend on it."""
 
 Name = TypeVar("Name", bound=StrEnum)
 
 
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
 @app.command()
 @handles_errors
 def profile(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
-    candidates: Annotated[str, typer.Option(help="Passages a query, separated by commas.")] = _GRID["candidates"],
-    lengths: Annotated[str, typer.Option(help="Tokens of a pair, separated by commas.")] = _GRID["lengths"],
-    query_tokens: Annotated[int, typer.Option(help="Tokens of the query, of those.")] = 8,
+    candidates: Annotated[
+        str | None, typer.Option(help="Passages a query, separated by commas.", show_default=_listed(DEFAULT_CANDIDATES))
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Tokens of a pair, separated by commas.", show_default=_listed(DEFAULT_LENGTHS))
+    ] = None,
+    query_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of the query, of those.", show_default=str(DEFAULT_QUERY_TOKENS))
+    ] = None,
     workload: Annotated[
         Path | None,
         typer.Option(help="A run (JSON lines) whose queries are measured instead of the grid.", show_default=False),
@@ -83,10 +90,12 @@ def profile(
         variant_table,
     )
 
+    if workload is not None and (candidates, lengths, query_tokens) != (None, None, None):
+        raise InputError("--workload takes the place of a grid", allowed="it, or --candidates, --lengths, --query-tokens")
     options = ProfileOptions(
-        candidates=_parse_numbers(candidates, "--candidates"),
-        lengths=_parse_numbers(lengths, "--lengths"),
-        query_tokens=query_tokens,
+        candidates=DEFAULT_CANDIDATES if candidates is None else _parse_numbers(candidates, "--candidates"),
+        lengths=DEFAULT_LENGTHS if lengths is None else _parse_numbers(lengths, "--lengths"),
+        query_tokens=DEFAULT_QUERY_TOKENS if query_tokens is None else query_tokens,
         workload=workload,
         providers=_parse_names(provider, ExecutionProvider, "execution provider", PREFERENCE),
         precisions=_parse_names(precision, Precision, "precision", tuple(Precision)),

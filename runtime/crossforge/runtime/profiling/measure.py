@@ -155,7 +155,7 @@ def measure_cells(
     breadth_ns = start_ns + int(BREADTH * (deadline_ns - start_ns))
     runs, skipped = _warm_up(cells, contenders, breadth_ns=breadth_ns, deadline_ns=deadline_ns, clock=clock)
     for run in runs:
-        if run.rounds or clock() + run.cost_ns <= deadline_ns:
+        if run is runs[0] or clock() + run.cost_ns <= deadline_ns:
             run.take_round()
             tell()
         else:  # slower than its warm-up promised, or than the cells before it did

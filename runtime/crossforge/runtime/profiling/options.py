@@ -9,7 +9,8 @@ from crossforge.profiles import ExecutionProvider, InputError, Precision
 
 DEFAULT_CANDIDATES = (1, 10, 50, 100, 200)
 DEFAULT_LENGTHS = (32, 64, 128, 256, 512)
-DEFAULT_BUDGET_S = 150.0
+DEFAULT_QUERY_TOKENS = 8
+DEFAULT_BUDGET_S = 160.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class ProfileOptions:
     """Passages a query."""
     lengths: tuple[int, ...] = DEFAULT_LENGTHS
     """Tokens of a pair, query and special tokens included."""
-    query_tokens: int = 8
+    query_tokens: int = DEFAULT_QUERY_TOKENS
     """Tokens of the query, of those; the passage has the rest."""
     workload: Path | None = None
     """A run whose queries are measured instead of the grid."""
