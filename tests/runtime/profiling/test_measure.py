@@ -112,6 +112,10 @@ def test_every_query_of_a_run_has_its_turn() -> None:
     rows, _, _ = run([make_cell(2, calls=MIN_SAMPLES + 5)])
     assert len(rows[0].samples_ms) == MIN_SAMPLES + 5
 
+    rows, skipped, _ = run([make_cell(1000, calls=50)], seconds=0.1)
+    assert 1 < len(rows[0].samples_ms) < 50
+    assert skipped[0].why == f"only {len(rows[0].samples_ms)} of its 50 queries had their turn"
+
 
 def test_padding_is_what_the_session_really_computed() -> None:
     clock = FakeClock()

@@ -142,7 +142,7 @@ def measure_cells(
         stage: Told of the time that has passed, in seconds.
 
     Returns:
-        A row for each contender and cell, by cell as given; and the cells for which there was no time.
+        A row for each contender and cell, by cell as given; and the cells, or queries, for which there was no time.
 
     Raises:
         InputError: The time is too short for one round of the cheapest cell.
@@ -171,6 +171,11 @@ def measure_cells(
                 run.take_round()
                 tell()
                 went_on = True
+    skipped += [
+        Skipped(what=str(run.cell), why=f"only {run.rounds} of its {len(run.cell.calls)} queries had their turn")
+        for run in runs
+        if run.rounds < len(run.cell.calls)
+    ]
     return [row for run in runs for row in run.rows()], skipped
 
 
