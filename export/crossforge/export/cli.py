@@ -26,6 +26,7 @@ from crossforge.runtime.console import (
     print_json,
     print_ranking,
 )
+from crossforge.runtime.profiling.cli import app as profiling_app
 
 app = typer.Typer(
     name="crossforge",
@@ -91,7 +92,7 @@ def _version(
         raise typer.Exit
 
 
-for group in (bundle_app, build_app, evaluation_app, runtime_app):
+for group in (bundle_app, build_app, evaluation_app, runtime_app, profiling_app):
     app.add_typer(group)
 
 

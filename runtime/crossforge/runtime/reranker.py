@@ -27,7 +27,7 @@ from crossforge.profiles import (
     TruncationWarning,
 )
 from crossforge.runtime.activation import Floats, activate, relevance
-from crossforge.runtime.batching import padding_waste
+from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.loading import open_session
@@ -36,6 +36,7 @@ from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
+from crossforge.runtime.timing import StageTimer, untimed
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 
@@ -86,6 +87,7 @@ class Reranker:
         workers: Batches that run at the same time.
         provider_plan: How the provider was chosen, where it was.
         precision_choice: How the variant was chosen, where it was.
+        timed: Told when a stage of a call begins and ends.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Reranker:
         workers: int = 1,
         provider_plan: ProviderPlan | None = None,
         precision_choice: PrecisionChoice | None = None,
+        timed: StageTimer = untimed,
     ) -> None:
         self.session = session
         self.tokenizer = tokenizer
@@ -110,6 +113,7 @@ class Reranker:
         self.workers = workers
         self.provider_plan = provider_plan
         self.precision_choice = precision_choice
+        self._timed = timed
         self._closed = False
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="crossforge") if workers > 1 else None
 
@@ -125,6 +129,7 @@ class Reranker:
         check_files: bool = True,
         check_golden: bool = False,
         allow_host_code: bool = False,
+        timed: StageTimer = untimed,
     ) -> Reranker:
         """Load a bundle.
 
@@ -138,6 +143,7 @@ class Reranker:
             check_golden: Score the manifest's golden pairs, and raise if they come out differently.
             allow_host_code: Load TensorRT engines that embed code for the host, as version-compatible ones do. Such an
                 engine can do whatever this process can: only for bundles that you trust.
+            timed: Told when a stage of a call begins and ends.
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
@@ -193,6 +199,7 @@ class Reranker:
             workers=deployment.workers or (usable_cores() if session.provider is ExecutionProvider.CPU else 1),
             provider_plan=plan,
             precision_choice=choice,
+            timed=timed,
         )
         if check_golden:
             try:
@@ -221,7 +228,7 @@ class Reranker:
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
         """
-        scored = self._score(self.tokenizer.encode(query, passages))
+        scored = self._score(self._encode(query, passages))
         warn_of_truncation(scored)
         return self.relevance(scored.logits, activation=activation)
 
@@ -262,12 +269,15 @@ class Reranker:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
         """
         check_top_k(top_k)
-        scored = self._score(self.tokenizer.encode(query, passages))
-        return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
+        scored = self._score(self._encode(query, passages))
+        with self._timed("postprocess"):
+            return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> ScoredPairs:
         """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
-        return self._score(self.tokenizer.encode_pairs(pairs))
+        with self._timed("tokenize"):
+            encoded = self.tokenizer.encode_pairs(pairs)
+        return self._score(encoded)
 
     def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
         """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
@@ -337,6 +347,10 @@ class Reranker:
     ) -> None:
         self.close()
 
+    def _encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
+        with self._timed("tokenize"):
+            return self.tokenizer.encode(query, passages)
+
     def _score(self, pairs: EncodedPairs) -> ScoredPairs:
         if self._closed:
             raise EngineError("the reranker is closed")
@@ -350,7 +364,12 @@ class Reranker:
             profiles=self.profiles,
             workers=self.workers,
             executor=self._pool,
+            timed=self._timed,
         )
+        with self._timed("postprocess"):
+            return self._check(pairs, logits, plans)
+
+    def _check(self, pairs: EncodedPairs, logits: Floats, plans: Sequence[BatchPlan]) -> ScoredPairs:
         self.check_finite(logits)
         return ScoredPairs(
             logits=logits,
