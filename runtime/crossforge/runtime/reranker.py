@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
+    CostModel,
     CrossforgeError,
     DeploymentProfile,
     EngineError,
@@ -85,6 +86,7 @@ class Reranker:
         budget_tokens: Largest ``batch x sequence`` of a batch.
         profiles: The shapes that the session takes; none if it takes any.
         workers: Batches that run at the same time.
+        cost: Predicted times of its batches, for cuts of the least time.
         provider_plan: How the provider was chosen, where it was.
         precision_choice: How the variant was chosen, where it was.
         timed: Told when a stage of a call begins and ends.
@@ -100,6 +102,7 @@ class Reranker:
         budget_tokens: int = CPU_BUDGET_TOKENS,
         profiles: Sequence[OptimizationProfile] = (),
         workers: int = 1,
+        cost: CostModel | None = None,
         provider_plan: ProviderPlan | None = None,
         precision_choice: PrecisionChoice | None = None,
         timed: StageTimer = untimed,
@@ -111,6 +114,7 @@ class Reranker:
         self.budget_tokens = budget_tokens
         self.profiles = tuple(profiles)
         self.workers = workers
+        self.cost = cost
         self.provider_plan = provider_plan
         self.precision_choice = precision_choice
         self._timed = timed
@@ -197,6 +201,7 @@ class Reranker:
             budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
             profiles=opened.profiles,
             workers=deployment.workers or (usable_cores() if session.provider is ExecutionProvider.CPU else 1),
+            cost=deployment.cost_on(session.provider, choice.precision),
             provider_plan=plan,
             precision_choice=choice,
             timed=timed,
@@ -363,6 +368,7 @@ class Reranker:
             budget_tokens=self.budget_tokens,
             profiles=self.profiles,
             workers=self.workers,
+            cost=self.cost,
             executor=self._pool,
             timed=self._timed,
         )

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from crossforge.profiles import EngineError, ExecutionProvider, OptimizationProfile, PairTemplate
+from crossforge.profiles import CostModel, EngineError, ExecutionProvider, OptimizationProfile, PairTemplate
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import BatchPlan, collate, plan_batches
 from crossforge.runtime.sessions import Session
@@ -35,6 +35,7 @@ def compute_logits(
     budget_tokens: int = CPU_BUDGET_TOKENS,
     profiles: Sequence[OptimizationProfile] = (),
     workers: int = 1,
+    cost: CostModel | None = None,
     executor: Executor | None = None,
     on_batch: Callable[[int], None] | None = None,
     timed: StageTimer = untimed,
@@ -50,6 +51,7 @@ def compute_logits(
         budget_tokens: Largest ``batch x sequence`` of a batch.
         profiles: The shapes that the engine takes; none if it takes any.
         workers: Batches that run at the same time, in ``executor``.
+        cost: Predicted times of batches, for cuts of the least time.
         executor: Runs batches; None runs them one after another on the calling thread.
         on_batch: Told the number of pairs after each batch.
         timed: Told when planning, collating and computing begin and end.
@@ -72,7 +74,7 @@ def compute_logits(
         return answer
 
     with timed("plan"):
-        plans = plan_batches(pairs.lengths, budget_tokens=budget_tokens, workers=workers, profiles=profiles)
+        plans = plan_batches(pairs.lengths, budget_tokens=budget_tokens, workers=workers, profiles=profiles, cost=cost)
     answers: Iterable[Floats] = map(run, plans) if executor is None or len(plans) < 2 else executor.map(run, plans)
     logits = np.empty((len(pairs), labels), dtype=np.float32)
     for plan, answer in zip(plans, answers, strict=True):
