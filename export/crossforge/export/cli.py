@@ -26,6 +26,7 @@ from crossforge.runtime.console import (
     print_json,
     print_ranking,
 )
+from crossforge.runtime.profiling.cli import app as profiling_app
 from crossforge.runtime.profiling.tuning_cli import app as tuning_app
 
 app = typer.Typer(
@@ -92,7 +93,7 @@ def _version(
         raise typer.Exit
 
 
-for group in (bundle_app, build_app, evaluation_app, runtime_app, tuning_app):
+for group in (bundle_app, build_app, evaluation_app, runtime_app, profiling_app, tuning_app):
     app.add_typer(group)
 
 

@@ -14,6 +14,8 @@
     │   ├── DeviceMemoryError          the GPU's memory is full
     │   ├── DeviceLostError            the GPU answers no more; only a new process may get it back
     │   └── NonFiniteLogitsError
+    ├── OverloadedError                the queue is full; the request was not taken
+    ├── DeadlineError                  the request's deadline passed before it was computed
     ├── GateError                      the work was done and the verdict is no
     └── MachineError                   this machine cannot
         ├── MissingPackageError
@@ -107,6 +109,36 @@ class DeviceLostError(EngineError):
 
 class NonFiniteLogitsError(EngineError):
     """The model answered NaN or infinity."""
+
+
+class OverloadedError(CrossforgeError):
+    """The queue has no room for a request, which was not taken.
+
+    Args:
+        what: As for every error, and so are ``got``, ``allowed`` and ``fix``.
+        wait_s: Seconds in which the work that is queued now will be done, at the speed measured so far; None where
+            nothing was measured yet.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        wait_s: float | None = None,
+        got: object | None = None,
+        allowed: object | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.wait_s = wait_s
+        super().__init__(what, got=got, allowed=allowed, fix=fix)
+
+
+class DeadlineError(CrossforgeError):
+    """The deadline of a request passed before all of it was computed."""
+
+    exit_code = 1
 
 
 class GateError(CrossforgeError):

@@ -28,7 +28,7 @@ from crossforge.profiles import (
     TruncationWarning,
 )
 from crossforge.runtime.activation import Floats, activate, relevance
-from crossforge.runtime.batching import padding_waste
+from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.loading import open_session
@@ -37,6 +37,7 @@ from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
+from crossforge.runtime.timing import StageTimer, untimed
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 
@@ -88,6 +89,7 @@ class Reranker:
         cost: Predicted times of its batches, for cuts of the least time.
         provider_plan: How the provider was chosen, where it was.
         precision_choice: How the variant was chosen, where it was.
+        timed: Told when a stage of a call begins and ends.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Reranker:
         cost: CostModel | None = None,
         provider_plan: ProviderPlan | None = None,
         precision_choice: PrecisionChoice | None = None,
+        timed: StageTimer = untimed,
     ) -> None:
         self.session = session
         self.tokenizer = tokenizer
@@ -114,6 +117,7 @@ class Reranker:
         self.cost = cost
         self.provider_plan = provider_plan
         self.precision_choice = precision_choice
+        self._timed = timed
         self._closed = False
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="crossforge") if workers > 1 else None
 
@@ -129,6 +133,7 @@ class Reranker:
         check_files: bool = True,
         check_golden: bool = False,
         allow_host_code: bool = False,
+        timed: StageTimer = untimed,
     ) -> Reranker:
         """Load a bundle.
 
@@ -142,6 +147,7 @@ class Reranker:
             check_golden: Score the manifest's golden pairs, and raise if they come out differently.
             allow_host_code: Load TensorRT engines that embed code for the host, as version-compatible ones do. Such an
                 engine can do whatever this process can: only for bundles that you trust.
+            timed: Told when a stage of a call begins and ends.
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
@@ -198,6 +204,7 @@ class Reranker:
             cost=deployment.cost_on(session.provider, choice.precision),
             provider_plan=plan,
             precision_choice=choice,
+            timed=timed,
         )
         if check_golden:
             try:
@@ -226,8 +233,8 @@ class Reranker:
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
         """
-        scored = self._score(self.tokenizer.encode(query, passages))
-        _warn_of_truncation(scored)
+        scored = self._score(self._encode(query, passages))
+        warn_of_truncation(scored)
         return self.relevance(scored.logits, activation=activation)
 
     def predict(self, pairs: Sequence[tuple[str, str]], *, activation: Activation | str | None = None) -> Floats:
@@ -248,7 +255,7 @@ class Reranker:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
         """
         scored = self.score_pairs(pairs)
-        _warn_of_truncation(scored)
+        warn_of_truncation(scored)
         scores = activate(scored.logits, self._activation(activation))
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
@@ -266,19 +273,16 @@ class Reranker:
         Raises:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
         """
-        if top_k is not None and top_k < 1:
-            raise InputError("top_k is too small", got=top_k, allowed="1 or more")
-        scored = self._score(self.tokenizer.encode(query, passages))
-        scores = self.relevance(scored.logits)
-        best_first = np.argsort(-scores, kind="stable")[:top_k]
-        return [
-            RankedPassage(corpus_id=int(i), score=float(scores[i]), text=passages[i], truncated=bool(scored.truncated[i]))
-            for i in best_first
-        ]
+        check_top_k(top_k)
+        scored = self._score(self._encode(query, passages))
+        with self._timed("postprocess"):
+            return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> ScoredPairs:
         """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
-        return self._score(self.tokenizer.encode_pairs(pairs))
+        with self._timed("tokenize"):
+            encoded = self.tokenizer.encode_pairs(pairs)
+        return self._score(encoded)
 
     def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
         """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
@@ -294,6 +298,20 @@ class Reranker:
                 fix="Use predict(), or export it again with --ranking-label.",
             )
         return relevance(logits, label) if activation is None else activate(logits, self._activation(activation))[:, label]
+
+    def check_finite(self, logits: Floats) -> None:
+        """Check logits, float32 [n, labels].
+
+        Raises:
+            NonFiniteLogitsError: One is NaN or infinite.
+        """
+        if not np.isfinite(logits).all():
+            bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+            raise NonFiniteLogitsError(
+                f"the {self.precision} variant answered NaN or infinity for {len(bad)} of {len(logits)} pairs",
+                got=f"pair {bad[0]} first",
+                fix="Use the fp32 variant; if it does this too, the checkpoint itself is broken.",
+            )
 
     def check_golden(self) -> float:
         """Score the manifest's golden pairs.
@@ -334,6 +352,10 @@ class Reranker:
     ) -> None:
         self.close()
 
+    def _encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
+        with self._timed("tokenize"):
+            return self.tokenizer.encode(query, passages)
+
     def _score(self, pairs: EncodedPairs) -> ScoredPairs:
         if self._closed:
             raise EngineError("the reranker is closed")
@@ -348,14 +370,13 @@ class Reranker:
             workers=self.workers,
             cost=self.cost,
             executor=self._pool,
+            timed=self._timed,
         )
-        if not np.isfinite(logits).all():
-            bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-            raise NonFiniteLogitsError(
-                f"the {self.precision} variant answered NaN or infinity for {len(bad)} of {len(pairs)} pairs",
-                got=f"pair {bad[0]} first",
-                fix="Use the fp32 variant; if it does this too, the checkpoint itself is broken.",
-            )
+        with self._timed("postprocess"):
+            return self._check(pairs, logits, plans)
+
+    def _check(self, pairs: EncodedPairs, logits: Floats, plans: Sequence[BatchPlan]) -> ScoredPairs:
+        self.check_finite(logits)
         return ScoredPairs(
             logits=logits,
             truncated=pairs.truncated,
@@ -375,7 +396,29 @@ class Reranker:
             raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
 
 
-def _warn_of_truncation(scored: ScoredPairs) -> None:
+def rank_passages(
+    passages: Sequence[str], scores: Floats, truncated: NDArray[np.bool_], *, top_k: int | None = None
+) -> list[RankedPassage]:
+    """Passages by their scores, float32 [n], best first; ties go to the passage that came first."""
+    best_first = np.argsort(-scores, kind="stable")[:top_k]
+    return [
+        RankedPassage(corpus_id=int(i), score=float(scores[i]), text=passages[i], truncated=bool(truncated[i]))
+        for i in best_first
+    ]
+
+
+def check_top_k(top_k: int | None) -> None:
+    """Refuse to return fewer than one passage.
+
+    Raises:
+        InputError: ``top_k`` is below 1.
+    """
+    if top_k is not None and top_k < 1:
+        raise InputError("top_k is too small", got=top_k, allowed="1 or more")
+
+
+def warn_of_truncation(scored: ScoredPairs) -> None:
+    """Warn the caller's caller that text was cut, where it was."""
     if count := int(scored.truncated.sum()):
         warnings.warn(
             f"{count} of {len(scored.truncated)} pairs were too long for the model and were cut; score_pairs() says which",
