@@ -330,6 +330,7 @@ class MicroBatcher:
             budget_tokens=self.reranker.budget_tokens,
             workers=self.workers,
             profiles=self.reranker.profiles,
+            cost=self.reranker.cost,
         )
         with self._changed:
             self._planned.extend(batches[1:])
