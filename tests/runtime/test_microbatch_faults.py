@@ -215,7 +215,7 @@ def test_a_worker_that_dies_while_it_plans_fails_what_it_took(monkeypatch: pytes
 
     with fake_reranker() as reranker, MicroBatcher(reranker) as batcher:
         with monkeypatch.context() as patch:
-            patch.setattr("crossforge.runtime.microbatch.batcher.plan_round", fail)
+            patch.setattr("crossforge.runtime.microbatch.workers.plan_round", fail)
             with pytest.raises(EngineError, match="RuntimeError: a bug"):
                 batcher.submit(QUERY, ["berlin"]).result(WAIT_S)
         assert len(batcher.submit(QUERY, ["berlin"]).result(WAIT_S).logits) == 1
