@@ -17,14 +17,8 @@ from crossforge.runtime.microbatch.config import BATCHES_AHEAD, BatcherStats, Mi
 from crossforge.runtime.microbatch.ledger import Ledger, closed_error
 from crossforge.runtime.microbatch.request import Request
 from crossforge.runtime.microbatch.workers import Workers
-from crossforge.runtime.reranker import (
-    RankedPassage,
-    Reranker,
-    ScoredPairs,
-    check_top_k,
-    rank_passages,
-    warn_of_truncation,
-)
+from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
+from crossforge.runtime.reranker import Reranker, ScoredPairs, warn_of_truncation
 from crossforge.runtime.tokenization import EncodedPairs
 
 
