@@ -10,10 +10,13 @@ from onnx import ModelProto
 
 from crossforge.export.exporter import export_bundle
 from crossforge.export.onnx import export_onnx
+from crossforge.export.pairs import calibration_pairs, verification_pairs
 from crossforge.export.source import LoadedSource, load_source
 from crossforge.profiles import Precision
+from crossforge.runtime.batching import Batch
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.machine import inspect_machine
+from support.calibration import batches_of
 from support.tiny_models import UNGATED, save_tiny_model
 
 
@@ -46,6 +49,18 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     path = tmp_path_factory.mktemp("tiny") / "bundle"
     export_bundle(str(tiny_checkpoint), path, UNGATED)
     return path
+
+
+@pytest.fixture(scope="session")
+def batches(tiny_bundle: Path) -> list[Batch]:
+    """Some calibration pairs as its inputs."""
+    return batches_of(tiny_bundle, calibration_pairs()[:4])
+
+
+@pytest.fixture(scope="session")
+def held_out(tiny_bundle: Path) -> list[Batch]:
+    """Some verification pairs as its inputs."""
+    return batches_of(tiny_bundle, verification_pairs()[:3])
 
 
 @pytest.fixture

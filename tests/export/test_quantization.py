@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import ModelProto
 
-from crossforge.export.calibration import calibration_batches, collect_statistics, read_calibration
+from crossforge.export.calibration import collect_statistics, read_calibration
 from crossforge.export.dynamic_quantization import quantize_int8
 from crossforge.export.onnx import export_onnx
 from crossforge.export.pairs import calibration_pairs, verification_pairs
@@ -23,29 +23,11 @@ from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.source import LoadedSource
 from crossforge.profiles import InputError
 from crossforge.runtime.batching import Batch
-from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
-from crossforge.runtime.records import QueryRecord
-from crossforge.runtime.tokenization import PairTokenizer
+from support.calibration import batches_of
 from support.tiny_models import MAX_LENGTH
 
 OUTLIER_CHANNEL = 5
 OUTLIER = 60.0
-
-
-def batches_of(bundle_path: Path, records: list[QueryRecord]) -> list[Batch]:
-    manifest = Bundle.open(bundle_path).manifest
-    tokenizer = PairTokenizer.from_file(bundle_path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
-    return calibration_batches(records, tokenizer, pad_token_id=manifest.pad_token_id, input_names=manifest.input_names)
-
-
-@pytest.fixture(scope="module")
-def batches(tiny_bundle: Path) -> list[Batch]:
-    return batches_of(tiny_bundle, calibration_pairs()[:4])
-
-
-@pytest.fixture(scope="module")
-def held_out(tiny_bundle: Path) -> list[Batch]:
-    return batches_of(tiny_bundle, verification_pairs()[:3])
 
 
 @pytest.fixture(scope="module")

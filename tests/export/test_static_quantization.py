@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from crossforge.export.calibration import calibration_batches
 from crossforge.export.options import RangeMethod
-from crossforge.export.pairs import calibration_pairs, verification_pairs
 from crossforge.export.passes.int8_static import ActivationType, quantize_int8_static
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.rounding import REDUCED_LEVELS
@@ -21,29 +18,10 @@ from crossforge.export.repair import find_repair
 from crossforge.export.static_quantization import StaticRecipe, prepare_int8_static
 from crossforge.profiles import InputError
 from crossforge.runtime.batching import Batch
-from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
-from crossforge.runtime.records import QueryRecord
-from crossforge.runtime.tokenization import PairTokenizer
 
 BOTH = pytest.mark.parametrize("activations", list(ActivationType))
 OUTLIER_CHANNEL = 5
 OUTLIER = 60.0
-
-
-def batches_of(bundle_path: Path, records: list[QueryRecord]) -> list[Batch]:
-    manifest = Bundle.open(bundle_path).manifest
-    tokenizer = PairTokenizer.from_file(bundle_path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
-    return calibration_batches(records, tokenizer, pad_token_id=manifest.pad_token_id, input_names=manifest.input_names)
-
-
-@pytest.fixture(scope="module")
-def batches(tiny_bundle: Path) -> list[Batch]:
-    return batches_of(tiny_bundle, calibration_pairs()[:4])
-
-
-@pytest.fixture(scope="module")
-def held_out(tiny_bundle: Path) -> list[Batch]:
-    return batches_of(tiny_bundle, verification_pairs()[:3])
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from crossforge.profiles import PREFERENCE, DeploymentProfile, ExecutionProvider, InputError, Precision
+from crossforge.profiles import PREFERENCE, CostModel, DeploymentProfile, ExecutionProvider, InputError, Precision
+
+TERMS = "fixed_ms = 0.5\nper_token_ms = 0.01\nper_token_squared_ms = 0\n"
+COST = CostModel(fixed_ms=0.5, per_token_ms=0.01, per_token_squared_ms=0)
+CARRIED = DeploymentProfile(
+    precision=Precision.INT8, providers=(ExecutionProvider.CPU,), budget_tokens=256, workers=2, cost=COST
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -39,7 +45,7 @@ def test_the_path_may_be_a_string(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("budget = 1", "unknown key 'budget'; allowed: budget_tokens, precision, providers, workers"),
+        ("budget = 1", "unknown key 'budget'; allowed: budget_tokens, cost, precision, providers, workers"),
         ('precision = "fp64"', "'fp64' is not a valid Precision"),
         ("precision = [1]", "not a valid Precision"),
         ('providers = ["cpu", "npu"]', "'npu' is not a valid ExecutionProvider"),
@@ -50,6 +56,13 @@ def test_the_path_may_be_a_string(tmp_path: Path) -> None:
         ("budget_tokens = 1.5", "budget_tokens must be a whole number; got 1.5"),
         ("workers = true", "workers must be a whole number; got True"),
         ("workers = -1", "workers is too small; got -1; allowed: 1 or more"),
+        (
+            "[cost]\nfixed_ms = 1",
+            "[cost] is not a cost model; got fixed_ms; allowed: fixed_ms, per_token_ms, per_token_squared_ms",
+        ),
+        ("cost = 3", "[cost] is not a cost model; got 3"),
+        (f"[cost]\n{TERMS}", "a cost model holds for one variant and one number of workers"),
+        (f'precision = "int8"\nworkers = 1\n[cost]\n{TERMS}'.replace("0.5", "-1"), "fixed_ms of a cost model is not a time"),
         ("workers = ", "cannot read the deployment profile"),
     ],
 )
@@ -69,6 +82,26 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             DeploymentProfile.from_toml(path)
         assert str(path) in str(caught.value)
+
+
+def test_a_cost_model_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, f'precision = "int8"\nworkers = 2\n[cost]\n{TERMS}')
+
+    assert DeploymentProfile.from_toml(path).cost == COST
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [DeploymentProfile(), DeploymentProfile(precision=Precision.FP32), DeploymentProfile(workers=3), CARRIED],
+)
+def test_what_is_written_is_read(tmp_path: Path, profile: DeploymentProfile) -> None:
+    assert DeploymentProfile.from_toml(write(tmp_path, profile.to_toml())) == profile
+
+
+def test_a_cost_model_holds_for_what_it_was_measured_on() -> None:
+    assert CARRIED.cost_on(ExecutionProvider.CPU, Precision.INT8) is COST
+    assert CARRIED.cost_on(ExecutionProvider.CPU, Precision.FP32) is None
+    assert CARRIED.cost_on(ExecutionProvider.CUDA, Precision.INT8) is None
 
 
 @pytest.mark.parametrize("values", [{"providers": ()}, {"budget_tokens": 0}, {"workers": 0}])

@@ -8,6 +8,7 @@ import pytest
 
 from crossforge.profiles import (
     Activation,
+    CostModel,
     DeploymentProfile,
     ExecutionProvider,
     InputError,
@@ -73,6 +74,15 @@ def test_a_named_precision_wins_over_the_deployment(tmp_path: Path, named: str, 
     write_bundle(tmp_path, precisions=(FP32, INT8))
     with Reranker.load(tmp_path, precision=named, deployment=DeploymentProfile(precision=FP32)) as reranker:
         assert reranker.precision is expected
+
+
+@pytest.mark.parametrize(("named", "holds"), [("auto", True), ("fp32", True), ("int8", False)])
+def test_a_cost_model_is_left_aside_by_another_variant(tmp_path: Path, named: str, holds: bool) -> None:
+    write_bundle(tmp_path, precisions=(FP32, INT8))
+    cost = CostModel(fixed_ms=1.0, per_token_ms=1.0, per_token_squared_ms=0.0)
+    deployment = DeploymentProfile(precision=FP32, providers=(CPU,), workers=2, cost=cost)
+    with Reranker.load(tmp_path, precision=named, deployment=deployment) as reranker:
+        assert reranker.cost == (cost if holds else None)
 
 
 @pytest.mark.parametrize(

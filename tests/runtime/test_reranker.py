@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
+    CostModel,
     EngineError,
     InputError,
     NonFiniteLogitsError,
@@ -244,3 +245,15 @@ def test_a_closed_reranker_scores_no_more(workers: int) -> None:
         session.run(session.batches[0])
     with pytest.raises(EngineError, match="closed"):
         reranker.score(QUERY, PASSAGES)
+
+
+def test_a_cost_model_decides_the_cuts_and_no_score() -> None:
+    texts = ["the city " * 20, "berlin", "people", "live"]
+    plain, costly = FakeSession(), FakeSession()
+    padding_is_dear = CostModel(fixed_ms=0.0, per_token_ms=1.0, per_token_squared_ms=1.0)
+    with fake_reranker(plain) as default, fake_reranker(costly, cost=padding_is_dear) as tuned:
+        expected, scores = default.score("query", texts), tuned.score("query", texts)
+
+    np.testing.assert_allclose(scores, expected)
+    assert [len(batch["input_ids"]) for batch in plain.batches] == [4]
+    assert [len(batch["input_ids"]) for batch in costly.batches] == [1, 3]

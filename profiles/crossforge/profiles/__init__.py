@@ -6,6 +6,7 @@ from crossforge.profiles.buckets import (
     explain_profiles,
     profiles_from_lengths,
 )
+from crossforge.profiles.cost import CostModel
 from crossforge.profiles.deployment import DeploymentProfile
 from crossforge.profiles.engine import (
     AMPERE_AND_LATER,
@@ -80,6 +81,7 @@ __all__ = [
     "Activation",
     "BundleError",
     "BundleNotFoundError",
+    "CostModel",
     "CrossforgeError",
     "CrossforgeWarning",
     "DeadlineError",

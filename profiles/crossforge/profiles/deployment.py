@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from crossforge.profiles.cost import CostModel
 from crossforge.profiles.errors import InputError
 from crossforge.profiles.precision import Precision
 from crossforge.profiles.providers import PREFERENCE, ExecutionProvider
@@ -24,6 +25,8 @@ class DeploymentProfile:
     """Largest ``batch x sequence`` of one batch, padding included; None takes what suits the provider."""
     workers: int | None = None
     """Batches that run at the same time on the CPU, one thread each; None takes one per usable core, and one on a GPU."""
+    cost: CostModel | None = None
+    """Times of batches of ``precision`` on the first of ``providers``, measured with so many ``workers`` busy."""
 
     def __post_init__(self) -> None:
         if not self.providers:
@@ -32,6 +35,28 @@ class DeploymentProfile:
             raise InputError("budget_tokens is too small", got=self.budget_tokens, allowed="1 or more")
         if self.workers is not None and self.workers < 1:
             raise InputError("workers is too small", got=self.workers, allowed="1 or more")
+        if self.cost is not None and (self.precision is None or self.workers is None):
+            raise InputError(
+                "a cost model holds for one variant and one number of workers", allowed="precision and workers set"
+            )
+
+    def cost_on(self, provider: ExecutionProvider, precision: Precision) -> CostModel | None:
+        """The cost model, where it holds for what really runs."""
+        return self.cost if provider is self.providers[0] and precision is self.precision else None
+
+    def to_toml(self) -> str:
+        """The profile as TOML text, for :meth:`from_toml`; what is None is left out."""
+        lines = [] if self.precision is None else [f'precision = "{self.precision}"']
+        quoted = [f'"{name}"' for name in self.providers]
+        lines.append(f"providers = [{', '.join(quoted)}]")
+        lines += [
+            f"{name} = {value}"
+            for name, value in (("budget_tokens", self.budget_tokens), ("workers", self.workers))
+            if value is not None
+        ]
+        if self.cost is not None:
+            lines += ["", "[cost]", *(f"{field.name} = {getattr(self.cost, field.name)!r}" for field in fields(self.cost))]
+        return "\n".join(lines) + "\n"
 
     @classmethod
     def from_toml(cls, path: str | Path) -> DeploymentProfile:
@@ -60,6 +85,16 @@ class DeploymentProfile:
             if name in values and type(values[name]) is not int:
                 raise InputError(f"{path}: {name} must be a whole number", got=repr(values[name]))
         try:
+            if "cost" in values:
+                values["cost"] = _read_cost(values["cost"])
             return cls(**values)
         except InputError as error:
             raise InputError(f"{path}: {error.what}", got=error.got, allowed=error.allowed) from error
+
+
+def _read_cost(table: object) -> CostModel:
+    names = {field.name for field in fields(CostModel)}
+    if not isinstance(table, dict) or table.keys() != names:
+        got = ", ".join(sorted(table)) if isinstance(table, dict) else repr(table)
+        raise InputError("[cost] is not a cost model", got=got, allowed=", ".join(sorted(names)))
+    return CostModel(**table)

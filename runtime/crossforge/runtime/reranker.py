@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
+    CostModel,
     CrossforgeError,
     DeploymentProfile,
     EngineError,
@@ -27,7 +28,7 @@ from crossforge.profiles import (
     TruncationWarning,
 )
 from crossforge.runtime.activation import Floats, activate, relevance
-from crossforge.runtime.batching import padding_waste
+from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.loading import open_session
@@ -37,6 +38,7 @@ from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
+from crossforge.runtime.timing import StageTimer, untimed
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 
@@ -73,8 +75,10 @@ class Reranker:
         budget_tokens: Largest ``batch x sequence`` of a batch.
         profiles: The shapes that the session takes; none if it takes any.
         workers: Batches that run at the same time.
+        cost: Predicted times of its batches, for cuts of the least time.
         provider_plan: How the provider was chosen, where it was.
         precision_choice: How the variant was chosen, where it was.
+        timed: Told when a stage of a call begins and ends.
     """
 
     def __init__(
@@ -87,8 +91,10 @@ class Reranker:
         budget_tokens: int = CPU_BUDGET_TOKENS,
         profiles: Sequence[OptimizationProfile] = (),
         workers: int = 1,
+        cost: CostModel | None = None,
         provider_plan: ProviderPlan | None = None,
         precision_choice: PrecisionChoice | None = None,
+        timed: StageTimer = untimed,
     ) -> None:
         self.session = session
         self.tokenizer = tokenizer
@@ -97,8 +103,10 @@ class Reranker:
         self.budget_tokens = budget_tokens
         self.profiles = tuple(profiles)
         self.workers = workers
+        self.cost = cost
         self.provider_plan = provider_plan
         self.precision_choice = precision_choice
+        self._timed = timed
         self._closed = False
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="crossforge") if workers > 1 else None
 
@@ -114,6 +122,7 @@ class Reranker:
         check_files: bool = True,
         check_golden: bool = False,
         allow_host_code: bool = False,
+        timed: StageTimer = untimed,
     ) -> Reranker:
         """Load a bundle.
 
@@ -127,6 +136,7 @@ class Reranker:
             check_golden: Score the manifest's golden pairs, and raise if they come out differently.
             allow_host_code: Load TensorRT engines that embed code for the host, as version-compatible ones do. Such an
                 engine can do whatever this process can: only for bundles that you trust.
+            timed: Told when a stage of a call begins and ends.
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
@@ -180,8 +190,10 @@ class Reranker:
             budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
             profiles=opened.profiles,
             workers=deployment.workers or (usable_cores() if session.provider is ExecutionProvider.CPU else 1),
+            cost=deployment.cost_on(session.provider, choice.precision),
             provider_plan=plan,
             precision_choice=choice,
+            timed=timed,
         )
         if check_golden:
             try:
@@ -210,7 +222,7 @@ class Reranker:
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
         """
-        scored = self._score(self.tokenizer.encode(query, passages))
+        scored = self._score(self._encode(query, passages))
         warn_of_truncation(scored)
         return self.relevance(scored.logits, activation=activation)
 
@@ -251,12 +263,15 @@ class Reranker:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
         """
         check_top_k(top_k)
-        scored = self._score(self.tokenizer.encode(query, passages))
-        return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
+        scored = self._score(self._encode(query, passages))
+        with self._timed("postprocess"):
+            return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> ScoredPairs:
         """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
-        return self._score(self.tokenizer.encode_pairs(pairs))
+        with self._timed("tokenize"):
+            encoded = self.tokenizer.encode_pairs(pairs)
+        return self._score(encoded)
 
     def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
         """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
@@ -326,6 +341,10 @@ class Reranker:
     ) -> None:
         self.close()
 
+    def _encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
+        with self._timed("tokenize"):
+            return self.tokenizer.encode(query, passages)
+
     def _score(self, pairs: EncodedPairs) -> ScoredPairs:
         if self._closed:
             raise EngineError("the reranker is closed")
@@ -338,8 +357,14 @@ class Reranker:
             budget_tokens=self.budget_tokens,
             profiles=self.profiles,
             workers=self.workers,
+            cost=self.cost,
             executor=self._pool,
+            timed=self._timed,
         )
+        with self._timed("postprocess"):
+            return self._check(pairs, logits, plans)
+
+    def _check(self, pairs: EncodedPairs, logits: Floats, plans: Sequence[BatchPlan]) -> ScoredPairs:
         self.check_finite(logits)
         return ScoredPairs(
             logits=logits,

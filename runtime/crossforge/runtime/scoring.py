@@ -7,10 +7,11 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from crossforge.profiles import EngineError, ExecutionProvider, OptimizationProfile, PairTemplate
+from crossforge.profiles import CostModel, EngineError, ExecutionProvider, OptimizationProfile, PairTemplate
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import BatchPlan, collate, plan_batches
 from crossforge.runtime.sessions import Session
+from crossforge.runtime.timing import StageTimer, untimed
 from crossforge.runtime.tokenization import EncodedPairs
 
 CPU_BUDGET_TOKENS = 384
@@ -34,8 +35,10 @@ def compute_logits(
     budget_tokens: int = CPU_BUDGET_TOKENS,
     profiles: Sequence[OptimizationProfile] = (),
     workers: int = 1,
+    cost: CostModel | None = None,
     executor: Executor | None = None,
     on_batch: Callable[[int], None] | None = None,
+    timed: StageTimer = untimed,
 ) -> tuple[Floats, list[BatchPlan]]:
     """Compute the logits of pairs.
 
@@ -48,8 +51,10 @@ def compute_logits(
         budget_tokens: Largest ``batch x sequence`` of a batch.
         profiles: The shapes that the engine takes; none if it takes any.
         workers: Batches that run at the same time, in ``executor``.
+        cost: Predicted times of batches, for cuts of the least time.
         executor: Runs batches; None runs them one after another on the calling thread.
         on_batch: Told the number of pairs after each batch.
+        timed: Told when planning, collating and computing begin and end.
 
     Returns:
         float32 [n, labels] in the order of ``pairs``, and the batches that it took.
@@ -59,14 +64,17 @@ def compute_logits(
     """
 
     def run(plan: BatchPlan) -> Floats:
-        batch = collate(pairs, plan, template=template, pad_token_id=pad_token_id, input_names=session.input_names)
-        answer = session.run(batch)
+        with timed("collate"):
+            batch = collate(pairs, plan, template=template, pad_token_id=pad_token_id, input_names=session.input_names)
+        with timed("compute"):
+            answer = session.run(batch)
         expected = (len(plan.indices), labels)
         if answer.shape != expected:
             raise EngineError("the model answered in an unexpected shape", got=list(answer.shape), allowed=list(expected))
         return answer
 
-    plans = plan_batches(pairs.lengths, budget_tokens=budget_tokens, workers=workers, profiles=profiles)
+    with timed("plan"):
+        plans = plan_batches(pairs.lengths, budget_tokens=budget_tokens, workers=workers, profiles=profiles, cost=cost)
     answers: Iterable[Floats] = map(run, plans) if executor is None or len(plans) < 2 else executor.map(run, plans)
     logits = np.empty((len(pairs), labels), dtype=np.float32)
     for plan, answer in zip(plans, answers, strict=True):

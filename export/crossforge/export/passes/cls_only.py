@@ -24,21 +24,18 @@ from math import prod
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from crossforge.export.onnx import opset_of
 from crossforge.export.passes.graph import (
     ONE,
     Dimension,
     Shape,
     attribute,
-    foreign_operators,
     integer_constants,
     names_read,
     probe_shapes,
     producers_of,
 )
-from crossforge.export.passes.int8_dynamic import refuse_quantized
+from crossforge.export.passes.requirements import why_not_plain
 from crossforge.export.passes.result import PassResult
-from crossforge.profiles import InputError
 
 _SUFFIX = "_first_row"
 _OLDEST_OPSET = 13
@@ -62,7 +59,7 @@ def keep_first_row(model: ModelProto) -> PassResult:
     """
     result = ModelProto()
     result.CopyFrom(model)
-    obstacle = _obstacle(model)
+    obstacle = why_not_plain(model, oldest_opset=_OLDEST_OPSET)
     if obstacle is not None:
         return PassResult(model=result, changed=False, notes=(f"not applicable: {obstacle}",))
     sweep = _Sweep(model)
@@ -71,18 +68,6 @@ def keep_first_row(model: ModelProto) -> PassResult:
         return PassResult(model=result, changed=False, notes=(outcome,))
     sweep.rewrite(result)
     return PassResult(model=result, changed=True, notes=sweep.notes())
-
-
-def _obstacle(model: ModelProto) -> str | None:
-    try:
-        refuse_quantized(model)
-    except InputError as error:
-        return str(error)
-    if foreign := sorted(foreign_operators(model)):
-        return f"the graph is fused already ({', '.join(foreign)}); apply this pass to the graph of standard operators"
-    if opset_of(model) < _OLDEST_OPSET:
-        return f"the graph's opset is {opset_of(model)}; {_OLDEST_OPSET} or later is needed"
-    return None
 
 
 @dataclass

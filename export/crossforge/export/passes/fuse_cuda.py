@@ -26,11 +26,9 @@ from collections import Counter
 
 from onnx import ModelProto, helper
 
-from crossforge.export.onnx import opset_of
-from crossforge.export.passes.graph import MICROSOFT, foreign_operators
-from crossforge.export.passes.int8_dynamic import refuse_quantized
+from crossforge.export.passes.graph import MICROSOFT
+from crossforge.export.passes.requirements import why_not_plain
 from crossforge.export.passes.result import PassResult
-from crossforge.profiles import InputError
 
 _OLDEST_OPSET = 17
 """The patterns write LayerNormalization whatever the opset is; it is standard from 17 on."""
@@ -50,7 +48,7 @@ def fuse_for_cuda(model: ModelProto, *, right_padded: bool = True) -> PassResult
     """
     result = ModelProto()
     result.CopyFrom(model)
-    if (obstacle := _obstacle(model)) is not None:
+    if (obstacle := why_not_plain(model, oldest_opset=_OLDEST_OPSET)) is not None:
         return PassResult(model=result, changed=False, notes=(f"not applicable: {obstacle}",))
     fused = _optimize(result, right_padded=right_padded)
     counts = Counter(node.op_type for node in fused.graph.node if node.domain == MICROSOFT)
@@ -62,18 +60,6 @@ def fuse_for_cuda(model: ModelProto, *, right_padded: bool = True) -> PassResult
     if left := sum(node.op_type == "Softmax" for node in fused.graph.node):
         notes.append(f"{left} attention layers left as they were: no pattern matches them")
     return PassResult(model=fused, changed=True, notes=tuple(notes))
-
-
-def _obstacle(model: ModelProto) -> str | None:
-    try:
-        refuse_quantized(model)
-    except InputError as error:
-        return str(error)
-    if foreign := sorted(foreign_operators(model)):
-        return f"the graph is fused already ({', '.join(foreign)}); apply this pass to the graph of standard operators"
-    if opset_of(model) < _OLDEST_OPSET:
-        return f"the graph's opset is {opset_of(model)}; {_OLDEST_OPSET} or later is needed"
-    return None
 
 
 def _optimize(model: ModelProto, *, right_padded: bool) -> ModelProto:

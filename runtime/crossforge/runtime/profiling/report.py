@@ -38,7 +38,8 @@ class LatencyRow:
     samples_ms: tuple[float, ...]
     """Wall time of each call, in the order of measurement, warm-up left out."""
     stage_samples_ms: dict[str, tuple[float, ...]]
-    """The same calls by stage; what is missing to ``samples_ms`` is spent between the stages."""
+    """The same calls by stage: wall time, shared equally where batches run side by side. What is missing to ``samples_ms``
+    is spent between the stages."""
 
     def __post_init__(self) -> None:
         if not self.samples_ms:
@@ -78,11 +79,11 @@ class VariantFacts:
     precision: Precision
     size_bytes: int
     load_ms: float
-    """Opening it in this process."""
+    """Opening it in a fresh process, every file's digest compared; the median of a few."""
     first_call_ms: float
-    """The first call after that."""
+    """The first call after that, of two short pairs."""
     resident_bytes: int
-    """Memory of the process with this variant loaded and warm."""
+    """Memory of that process after its first call: this variant alone."""
     kendall_tau: float | None
     """Agreement with the reference's ranking, from the manifest."""
     ndcg_at_10: float | None
@@ -113,6 +114,7 @@ class LatencyReport:
     versions: dict[str, str]
     """Packages that took part."""
     peak_resident_bytes: int
+    """The most that the measuring process held, with every variant loaded."""
     import_ms: float
     """Importing the runtime in a fresh process."""
     variants: tuple[VariantFacts, ...]

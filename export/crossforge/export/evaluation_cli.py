@@ -1,0 +1,94 @@
+"""The command that judges rankings: ``evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from crossforge.export.bundle_cli import parse_precisions
+from crossforge.runtime.cli import BundleArgument, ProviderOption
+from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json
+
+if TYPE_CHECKING:
+    from crossforge.export.evaluation import Evaluation
+    from crossforge.export.quality import Quality
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+@handles_errors
+def evaluate(
+    bundle: BundleArgument,
+    run: Annotated[
+        Path, typer.Option(help='JSON lines of {"qid", "query", "passages": [{"id", "text"}]}.', show_default=False)
+    ],
+    qrels: Annotated[Path, typer.Option(help="Judgements in TREC format.", show_default=False)],
+    precision: Annotated[str | None, typer.Option(help="Variants, separated by commas.", show_default="all")] = None,
+    min_relevance: Annotated[int, typer.Option(help="Lowest grade that MRR and recall count as relevant.")] = 1,
+    provider: ProviderOption = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Measure nDCG@10, MRR@10 and recall@100 of a bundle's variants, side by side."""
+    from crossforge.export.evaluation import evaluate_bundle
+
+    evaluation = evaluate_bundle(
+        bundle,
+        run,
+        qrels,
+        precisions=None if precision is None else parse_precisions(precision),
+        min_relevance=min_relevance,
+        provider=provider,
+        progress=TerminalProgress(),
+    )
+    if as_json:
+        print_json(_evaluation_document(evaluation))
+        return
+    table = Table("", "nDCG@10", "MRR@10", "recall@100", "change (95 % interval)", "p", "Kendall tau", "pairs/s", box=None)
+    table.add_row("first stage", *_figures(evaluation.first_stage), "", "", "", "")
+    for name, variant in evaluation.variants.items():
+        tau = "-" if variant.kendall_tau is None else f"{variant.kendall_tau:.4f}"
+        change = p_value = ""
+        if (difference := variant.difference) is not None:
+            low, high = difference.interval_95
+            change, p_value = f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f})", f"{difference.p_value:.3f}"
+        table.add_row(name, *_figures(variant.quality), change, p_value, tau, f"{variant.pairs_per_s:.0f}")
+    out.print(table)
+    out.print(
+        f"{evaluation.queries} queries, {evaluation.pairs} pairs; change of nDCG@10 and Kendall tau against "
+        f"{evaluation.reference}; p by paired randomization."
+    )
+    if evaluation.unjudged_queries:
+        out.print(f"{evaluation.unjudged_queries} queries of the run have no judgement and were left out.")
+
+
+def _figures(quality: Quality) -> tuple[str, str, str]:
+    return f"{quality.ndcg_at_10:.4f}", f"{quality.mrr_at_10:.4f}", f"{quality.recall_at_100:.4f}"
+
+
+def _evaluation_document(evaluation: Evaluation) -> dict[str, object]:
+    """What ``--json`` says of an evaluation."""
+
+    def figures(quality: Quality) -> dict[str, float]:
+        return {"ndcg@10": quality.ndcg_at_10, "mrr@10": quality.mrr_at_10, "recall@100": quality.recall_at_100}
+
+    return {
+        "queries": evaluation.queries,
+        "unjudged_queries": evaluation.unjudged_queries,
+        "pairs": evaluation.pairs,
+        "first_stage": figures(evaluation.first_stage),
+        "reference": evaluation.reference,
+        "variants": {
+            name: {
+                **figures(variant.quality),
+                "ndcg@10_difference": variant.difference,
+                "kendall_tau": variant.kendall_tau,
+                "pairs_per_s": variant.pairs_per_s,
+            }
+            for name, variant in evaluation.variants.items()
+        },
+    }

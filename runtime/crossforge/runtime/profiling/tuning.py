@@ -1,0 +1,258 @@
+"""The fastest setting of a deployment on this machine, under limits of quality and memory, proven against the default."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from crossforge.profiles import (
+    DEFAULT_WORKLOAD,
+    DeploymentProfile,
+    ExecutionProvider,
+    GateError,
+    Precision,
+    ProviderUnavailableError,
+    Workload,
+)
+from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.decision import decide
+from crossforge.runtime.machine import Machine
+from crossforge.runtime.precision import why_not
+from crossforge.runtime.profiling.bench import Bench
+from crossforge.runtime.profiling.cost import Clock, FittedCost, fit_cost
+from crossforge.runtime.profiling.report import Skipped
+from crossforge.runtime.profiling.search import Comparison, Trial, compare, search
+from crossforge.runtime.profiling.settings import QualityLimits, Setting, candidate_settings
+from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.scoring import default_budget_tokens
+
+_SEARCH_SHARE, _COST_SHARE, _PROOF_SHARE = 0.6, 0.15, 0.25
+_PROOF_ROUNDS = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningOptions:
+    """What a tuner is to reach, and how long it may take."""
+
+    workload: Workload = DEFAULT_WORKLOAD
+    limits: QualityLimits = field(default_factory=QualityLimits)
+    max_memory_bytes: int | None = None
+    """Most that a process may hold while it loads and runs; None sets no limit."""
+    budget_s: float = 120.0
+    """Seconds of measurement, about; loading models comes on top."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningReport:
+    """What was tried, what was chosen, and why."""
+
+    setting: Setting
+    """The one that was written."""
+    default: Setting
+    """What runs without a deployment profile."""
+    cost: FittedCost
+    """Of ``setting``."""
+    trials: tuple[Trial[Setting], ...]
+    """Every setting that was measured, best first."""
+    fastest: Setting
+    """The best of those within the limits."""
+    comparison: Comparison | None
+    """The default against ``fastest`` with its cost model, measured afresh; None where they are the same."""
+    resident_bytes: int | None
+    """Memory of ``setting`` in a fresh process, where there was a limit on it."""
+    skipped: tuple[Skipped, ...]
+    """What could not be chosen."""
+
+    @property
+    def deployment(self) -> DeploymentProfile:
+        """The deployment profile that was found."""
+        return self.setting.deployment(self.cost.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """What may be measured on a machine."""
+
+    default: Setting
+    settings: tuple[Setting, ...]
+    allows_default: bool
+    """Whether the default is within the limits of quality."""
+    skipped: tuple[Skipped, ...]
+
+
+def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> SearchSpace:
+    """The settings that a bundle can have on a machine. Reads the engines' sidecars and runs nothing.
+
+    Raises:
+        GateError: No variant is within the limits.
+        ProviderUnavailableError: Nothing can run here.
+    """
+    skipped: dict[str, str] = {}
+    decision = decide(bundle, machine)
+    variants: dict[ExecutionProvider, list[Precision]] = {}
+    for provider in decision.plan.candidates:
+        variants[provider] = []
+        for precision, variant in bundle.manifest.variants.items():
+            reason = limits.why_not(variant.parity) or why_not(variant, machine, provider)
+            if reason is None and provider is ExecutionProvider.TENSORRT:
+                reason = _why_no_engine(bundle, machine, precision)
+            if reason is None:
+                variants[provider].append(precision)
+            else:
+                skipped[f"{precision} on {provider}"] = reason
+    skipped |= {str(rejection.provider): rejection.reason for rejection in decision.plan.rejected}
+    reasons = tuple(Skipped(what=what, why=why) for what, why in skipped.items())
+    if not any(variants.values()):
+        raise GateError(
+            f"no variant of {bundle.path} may be chosen ({'; '.join(f'{item.what}: {item.why}' for item in reasons)})",
+            fix="Loosen the limits, or add a variant with crossforge quantize.",
+        )
+    default = _default_setting(decision.plan.chosen, decision.choice.precision, machine)
+    allowed = default.precision in variants[default.provider]
+    settings = candidate_settings(variants, cores=machine.usable_cores, also=(default,) if allowed else ())
+    return SearchSpace(default=default, settings=settings, allows_default=allowed, skipped=reasons)
+
+
+def tune(
+    space: SearchSpace,
+    bench: Bench,
+    options: TuningOptions,
+    *,
+    clock: Clock = time.perf_counter,
+    progress: Progress | None = None,
+) -> TuningReport:
+    """Search, fit the winner's cost model, and measure it afresh against the default.
+
+    What is not shown to be faster than the default is not chosen: then the default is.
+
+    Args:
+        space: What may be chosen.
+        bench: Measures.
+        options: Limits and time.
+        clock: Counts seconds.
+        progress: Told what is going on.
+
+    Raises:
+        InputError: The time is too short to measure anything.
+        GateError: No setting is within the limit of memory.
+    """
+    progress = progress or Silent()
+    with progress.stage("search") as stage:
+        trials = search(space.settings, bench.latency_ms, budget_s=options.budget_s * _SEARCH_SHARE, clock=clock)
+        stage.note = f"{len(trials)} settings; best: {trials[0].setting}"
+    with progress.stage("memory") as stage:
+        memory: dict[Setting, int] = {}
+        fastest = _first_that_fits(trials, bench, options.max_memory_bytes, memory)
+        stage.note = f"{memory[fastest] / 1e6:.0f} MB" if memory else "no limit"
+    default_fits = space.allows_default and _fits(space.default, bench, options.max_memory_bytes, memory)
+    with progress.stage("cost model") as stage:
+        cost = fit_cost(bench.cost_samples(fastest, options.budget_s * _COST_SHARE))
+        stage.note = f"median error {cost.held_out_median_error:.1%} on shapes that were held out"
+    if fastest == space.default:
+        return _report(space, fastest, fastest, cost, trials, None, memory)
+    with progress.stage("compare with the default") as stage:
+        models = {fastest: cost.model}
+        comparison = compare(
+            space.default,
+            fastest,
+            lambda setting: bench.latency_ms(setting, models.get(setting)),
+            rounds=_PROOF_ROUNDS,
+            budget_s=options.budget_s * _PROOF_SHARE,
+            clock=clock,
+        )
+        stage.note = f"{comparison.ratio:.2f} times as fast ({comparison.low:.2f} to {comparison.high:.2f})"
+    if comparison.is_faster or not default_fits:
+        return _report(space, fastest, fastest, cost, trials, comparison, memory)
+    with progress.stage("the default's cost model") as stage:
+        cost = fit_cost(bench.cost_samples(space.default, options.budget_s * _COST_SHARE))
+        stage.note = f"median error {cost.held_out_median_error:.1%} on shapes that were held out"
+    return _report(space, space.default, fastest, cost, trials, comparison, memory)
+
+
+def explain(report: TuningReport) -> tuple[str, str, str]:
+    """Three lines: what was chosen, why, and what it is worth."""
+    chosen, comparison = report.setting, report.comparison
+    best = report.trials[0].median_ms
+    slowest = max(report.trials, key=lambda trial: trial.median_ms)
+    memory = "" if report.resident_bytes is None else f", {report.resident_bytes / 1e6:.0f} MB at its peak"
+    first = f"{chosen}{memory}{' (the default)' if chosen == report.default else ''}."
+    second = (
+        f"The best of {len(report.trials)} settings in turns: {_trial(report).median_ms:.1f} ms a request; "
+        f"the slowest, {slowest.setting}, took {slowest.median_ms / best:.1f} times the best."
+    )
+    if comparison is None:
+        return first, second, "Nothing measured faster than the default."
+    figures = (
+        f"{comparison.ratio:.2f} times as fast as the default (95 %: {comparison.low:.2f} to {comparison.high:.2f}), "
+        f"{comparison.contender_ms:.1f} against {comparison.baseline_ms:.1f} ms in {comparison.rounds} fresh rounds"
+    )
+    if chosen == report.default:
+        return (
+            first,
+            second,
+            f"{report.fastest} looked best, but was {figures}: not shown to be faster, so the default stays.",
+        )
+    doubt = "" if comparison.is_faster else "; the default is outside the limits"
+    return first, second, f"Measured afresh: {figures}{doubt}."
+
+
+def _report(
+    space: SearchSpace,
+    setting: Setting,
+    fastest: Setting,
+    cost: FittedCost,
+    trials: tuple[Trial[Setting], ...],
+    comparison: Comparison | None,
+    memory: Mapping[Setting, int],
+) -> TuningReport:
+    return TuningReport(
+        setting=setting,
+        default=space.default,
+        cost=cost,
+        trials=trials,
+        fastest=fastest,
+        comparison=comparison,
+        resident_bytes=memory.get(setting),
+        skipped=space.skipped,
+    )
+
+
+def _trial(report: TuningReport) -> Trial[Setting]:
+    return next((trial for trial in report.trials if trial.setting == report.setting), report.trials[0])
+
+
+def _first_that_fits(
+    trials: tuple[Trial[Setting], ...], bench: Bench, limit_bytes: int | None, memory: dict[Setting, int]
+) -> Setting:
+    for trial in trials:
+        if _fits(trial.setting, bench, limit_bytes, memory):
+            return trial.setting
+    least = min(memory, key=lambda setting: memory[setting])
+    raise GateError(
+        "no setting is within the limit of memory",
+        got=f"{memory[least] / 1e6:.0f} MB for {least}",
+        allowed=f"up to {(limit_bytes or 0) / 1e6:.0f} MB",
+    )
+
+
+def _fits(setting: Setting, bench: Bench, limit_bytes: int | None, memory: dict[Setting, int]) -> bool:
+    if limit_bytes is None:
+        return True
+    if setting not in memory:
+        memory[setting] = bench.resident_bytes(setting)
+    return memory[setting] <= limit_bytes
+
+
+def _default_setting(provider: ExecutionProvider, precision: Precision, machine: Machine) -> Setting:
+    workers = machine.usable_cores if provider is ExecutionProvider.CPU else 1
+    return Setting(provider=provider, precision=precision, workers=workers, budget_tokens=default_budget_tokens(provider))
+
+
+def _why_no_engine(bundle: Bundle, machine: Machine, precision: Precision) -> str | None:
+    """An engine is of one variant: whether there is one of this."""
+    try:
+        decide(bundle, machine, provider=ExecutionProvider.TENSORRT, precision=precision, strict=True)
+    except ProviderUnavailableError as error:
+        return error.what
+    return None

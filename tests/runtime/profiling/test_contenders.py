@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from crossforge.profiles import ExecutionProvider, InputError, Precision, ProviderUnavailableError
+from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.profiling.contenders import list_candidates, open_contenders, refuse_none, size_bytes
+from crossforge.runtime.profiling.stages import StageRecorder
+from support.builders import make_machine, make_manifest, make_variant, record_again, write_bundle
+
+ALL = make_manifest(variants={precision: make_variant(precision) for precision in Precision})
+GPU = make_machine(
+    gpus=("Test GPU",),
+    gpu_targets=("sm89",),
+    gpu_reason="",
+    onnxruntime_packages=("onnxruntime-gpu 1.23.0",),
+    onnxruntime_providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+)
+
+
+def test_a_processor_measures_what_is_made_for_it_and_says_what_keeps_the_rest_out() -> None:
+    candidates, skipped = list_candidates(ALL, make_machine())
+
+    assert [str(candidate) for candidate in candidates] == ["fp32 on cpu", "int8 on cpu"]
+    assert [item.what for item in skipped] == ["tensorrt", "cuda", "fp16 on cpu", "int8_qdq on cpu"]
+    assert skipped[1].why == "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    assert "--precision int8_qdq" in skipped[3].why
+
+
+def test_what_is_named_is_tried() -> None:
+    candidates, skipped = list_candidates(
+        ALL, make_machine(), providers=(ExecutionProvider.CPU,), precisions=(Precision.INT8_QDQ,)
+    )
+    assert ([str(candidate) for candidate in candidates], skipped) == (["int8_qdq on cpu"], [])
+
+
+def test_a_gpu_is_measured_beside_the_processor() -> None:
+    candidates, skipped = list_candidates(ALL, GPU)
+
+    assert [str(candidate) for candidate in candidates] == [
+        "fp32 on cuda", "fp16 on cuda", "int8_qdq on cuda", "fp32 on cpu", "int8 on cpu",
+    ]  # fmt: skip
+    assert [item.what for item in skipped] == ["tensorrt", "int8 on cuda", "fp16 on cpu", "int8_qdq on cpu"]
+
+
+def test_a_variant_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="no fp16 variant"):
+        list_candidates(make_manifest(), make_machine(), precisions=(Precision.FP16,))
+
+
+def test_a_variant_that_does_not_load_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    write_bundle(tmp_path, precisions=(Precision.FP32, Precision.INT8))
+    (tmp_path / "onnx/model_int8.onnx").write_bytes(b"nonsense")
+    record_again(tmp_path, "onnx/model_int8.onnx")
+    bundle = Bundle.open(tmp_path)
+    candidates, _ = list_candidates(bundle.manifest, make_machine())
+    with ExitStack() as stack:
+        contenders, skipped = open_contenders(bundle, candidates, stack, lambda: 0)
+
+        assert [str(contender) for contender in contenders] == ["fp32 on cpu"]
+        assert isinstance(contenders[0].recorder, StageRecorder)
+    assert skipped[0].what == "int8 on cpu"
+    assert "cannot load" in skipped[0].why
+    assert size_bytes(bundle, make_machine(), candidates[0]) == bundle.size_bytes(Precision.FP32)
+    with pytest.raises(ProviderUnavailableError, match="int8 on cpu"):
+        refuse_none(skipped)
