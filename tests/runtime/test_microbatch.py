@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossforge.profiles import InputError, Truncation, TruncationSide, TruncationWarning
+from crossforge.profiles import CostModel, InputError, Truncation, TruncationSide, TruncationWarning
 from crossforge.runtime import FakeSession, Reranker, ScoredPairs
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
 from support.builders import fake_reranker, make_manifest, make_profile, write_bundle
@@ -81,11 +81,13 @@ def test_the_result_tells_what_the_reranker_tells() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_request_alone_runs_in_the_batches_that_the_reranker_would_run(workers: int) -> None:
+@pytest.mark.parametrize("cost", [None, CostModel(fixed_ms=0.0, per_token_ms=0.01, per_token_squared_ms=0.0)])
+def test_a_request_alone_runs_in_the_batches_that_the_reranker_would_run(workers: int, cost: CostModel | None) -> None:
     alone, behind = FakeSession(), FakeSession()
-    with fake_reranker(alone, workers=workers, budget_tokens=40) as reranker:
+    options: dict[str, Any] = {"workers": workers, "budget_tokens": 40, "cost": cost}
+    with fake_reranker(alone, **options) as reranker:
         reranker.score(QUERY, PASSAGES)
-    with fake_reranker(behind, workers=workers, budget_tokens=40) as reranker, MicroBatcher(reranker) as batcher:
+    with fake_reranker(behind, **options) as reranker, MicroBatcher(reranker) as batcher:
         batcher.submit(QUERY, PASSAGES).result(WAIT_S)
 
     def shapes(session: FakeSession) -> list[tuple[int, ...]]:

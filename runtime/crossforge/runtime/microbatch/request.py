@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from crossforge.profiles import OptimizationProfile
+from crossforge.profiles import CostModel, OptimizationProfile
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import plan_batches
 from crossforge.runtime.microbatch.fair_queue import Slice
@@ -74,14 +74,19 @@ class Part:
 
 
 def plan_round(
-    slices: Sequence[Slice[Request]], *, budget_tokens: int, workers: int, profiles: Sequence[OptimizationProfile]
+    slices: Sequence[Slice[Request]],
+    *,
+    budget_tokens: int,
+    workers: int,
+    profiles: Sequence[OptimizationProfile],
+    cost: CostModel | None,
 ) -> list[list[Part]]:
     """Merge slices of any requests into batches, each a list of parts; see :func:`plan_batches`."""
     indices = np.concatenate([piece.indices for piece in slices])
     owners = np.repeat(np.arange(len(slices)), [len(piece.indices) for piece in slices])
     lengths = np.concatenate([piece.owner.pairs.lengths[piece.indices] for piece in slices])
     batches = []
-    for plan in plan_batches(lengths, budget_tokens=budget_tokens, workers=workers, profiles=profiles):
+    for plan in plan_batches(lengths, budget_tokens=budget_tokens, workers=workers, profiles=profiles, cost=cost):
         members: dict[Request, list[int]] = {}
         for position in plan.indices.tolist():
             members.setdefault(slices[owners[position]].owner, []).append(indices[position])

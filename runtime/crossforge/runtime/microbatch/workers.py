@@ -74,6 +74,7 @@ class Workers:
             budget_tokens=self._reranker.budget_tokens,
             workers=self._count,
             profiles=self._reranker.profiles,
+            cost=self._reranker.cost,
         )
         self._ledger.add_planned(batches[1:])
         in_hand[:] = [part.request for part in batches[0]]
