@@ -27,7 +27,8 @@ from crossforge.runtime.profiling.bench import LocalBench
 from crossforge.runtime.profiling.cost import CostSample, shape_grid
 from crossforge.runtime.profiling.requests import typical_request
 from crossforge.runtime.profiling.settings import QualityLimits, Setting, candidate_settings
-from crossforge.runtime.profiling.tuning import SearchSpace, TuningOptions, TuningReport, explain, find_space, tune
+from crossforge.runtime.profiling.space import SearchSpace, find_space
+from crossforge.runtime.profiling.tuning import TuningOptions, TuningReport, explain, tune
 from crossforge.runtime.profiling.tuning_cli import app
 from support.builders import make_machine, make_parity, write_bundle
 
@@ -45,8 +46,10 @@ DEFAULT = setting()
 class FakeBench:
     """A machine whose speeds are known, with a clock of its own."""
 
-    def __init__(self, time_ms: Callable[[Setting], float], *, noise: float = 0.03, memory: int = 100 * MEGABYTE) -> None:
-        self._time_ms, self._noise, self._memory = time_ms, noise, memory
+    def __init__(
+        self, time_ms: Callable[[Setting], float], *, noise: float = 0.03, gain: float = 1.0, memory: int = 100 * MEGABYTE
+    ) -> None:
+        self._time_ms, self._noise, self._gain, self._memory = time_ms, noise, gain, memory
         self._random = random.Random(2)
         self.seconds = 0.0
         self.with_cost: list[Setting] = []
@@ -55,9 +58,11 @@ class FakeBench:
         return self.seconds
 
     def latency_ms(self, setting: Setting, cost: CostModel | None = None) -> float:
+        gain = 1.0
         if cost is not None:
             self.with_cost.append(setting)
-        ms = self._time_ms(setting) * (1 + self._noise * self._random.uniform(-1, 1))
+            gain = self._gain
+        ms = self._time_ms(setting) / gain * (1 + self._noise * self._random.uniform(-1, 1))
         self.seconds += ms / 1e3
         return ms
 
@@ -87,7 +92,6 @@ def test_the_fastest_setting_is_found_with_its_cost_model_and_beats_the_default(
     assert report.setting == report.fastest == best
     assert report.deployment == best.deployment(report.cost.model)
     assert report.cost.model.per_token_ms == pytest.approx(COST.per_token_ms)
-    assert report.comparison is not None
     assert report.comparison.ratio == pytest.approx(1.25, rel=0.05)
     assert set(bench.with_cost) == {best}
     assert report.resident_bytes is None
@@ -104,12 +108,20 @@ def test_the_default_stays_where_nothing_is_shown_to_be_faster() -> None:
     assert explain(report)[0].endswith("(the default).")
 
 
-def test_a_default_that_is_the_fastest_needs_no_comparison() -> None:
-    report = run(FakeBench(lambda s: 30.0 if s == DEFAULT else 60.0))
+@pytest.mark.parametrize(
+    ("gain", "words", "carries_cost"),
+    [(1.2, "rounds.", True), (1.0, ": no gain is shown.", True), (0.8, ": left out.", False)],
+)
+def test_a_default_that_is_the_fastest_is_measured_with_and_without_its_cost_model(
+    gain: float, words: str, carries_cost: bool
+) -> None:
+    report = run(FakeBench(lambda s: 30.0 if s == DEFAULT else 60.0, gain=gain))
 
-    assert report.setting == DEFAULT
-    assert report.comparison is None
-    assert explain(report)[2] == "Nothing measured faster than the default."
+    assert report.setting == report.fastest == DEFAULT
+    assert report.comparison.ratio == pytest.approx(gain, rel=0.05)
+    assert (report.deployment.cost is not None) == carries_cost
+    assert explain(report)[2].startswith("No other setting is better")
+    assert explain(report)[2].endswith(words)
 
 
 def test_a_setting_beyond_the_limit_of_memory_is_passed_over() -> None:

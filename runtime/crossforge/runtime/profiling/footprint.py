@@ -5,24 +5,12 @@ It runs pairs of the greatest length on every worker at once; standard output is
 
 from __future__ import annotations
 
-import resource
 import sys
-from pathlib import Path
 
 from crossforge.profiles import DeploymentProfile
+from crossforge.runtime.profiling.memory import read_memory
 from crossforge.runtime.profiling.requests import QUERY, long_passage
 from crossforge.runtime.reranker import Reranker
-
-
-def peak_resident_bytes() -> int:
-    """The most memory that this process has held at once."""
-    try:  # not getrusage first: its figure survives exec, and would count the parent's memory
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
@@ -31,7 +19,7 @@ def main() -> None:
     with Reranker.load(bundle, deployment=DeploymentProfile.from_toml(profile)) as reranker:
         rows = max(1, reranker.budget_tokens // reranker.manifest.truncation.max_length)
         reranker.score_pairs([(QUERY, long_passage(reranker.tokenizer))] * (rows * reranker.workers * 2))
-    sys.stdout.write(f"{peak_resident_bytes()}\n")
+    sys.stdout.write(f"{read_memory().peak_bytes}\n")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,11 @@ class _CellRun:
         reranker = series.contender.reranker
         plans = [
             plan_batches(
-                call.lengths, budget_tokens=reranker.budget_tokens, workers=reranker.workers, profiles=reranker.profiles
+                call.lengths,
+                budget_tokens=reranker.budget_tokens,
+                workers=reranker.workers,
+                profiles=reranker.profiles,
+                cost=reranker.cost,
             )
             for call in self.cell.calls
         ]

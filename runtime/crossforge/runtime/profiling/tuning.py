@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from crossforge.profiles import (
-    DEFAULT_WORKLOAD,
-    DeploymentProfile,
-    ExecutionProvider,
-    GateError,
-    Precision,
-    ProviderUnavailableError,
-    Workload,
-)
-from crossforge.runtime.bundle import Bundle
-from crossforge.runtime.decision import decide
-from crossforge.runtime.machine import Machine
-from crossforge.runtime.precision import why_not
+from crossforge.profiles import DEFAULT_WORKLOAD, CostModel, DeploymentProfile, GateError, Workload
 from crossforge.runtime.profiling.bench import Bench
 from crossforge.runtime.profiling.cost import Clock, FittedCost, fit_cost
 from crossforge.runtime.profiling.report import Skipped
 from crossforge.runtime.profiling.search import Comparison, Trial, compare, search
-from crossforge.runtime.profiling.settings import QualityLimits, Setting, candidate_settings
+from crossforge.runtime.profiling.settings import QualityLimits, Setting
+from crossforge.runtime.profiling.space import SearchSpace
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.scoring import default_budget_tokens
 
 _SEARCH_SHARE, _COST_SHARE, _PROOF_SHARE = 0.6, 0.15, 0.25
 _PROOF_ROUNDS = 25
+_Contender = tuple[Setting, CostModel | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +45,8 @@ class TuningReport:
     """Every setting that was measured, best first."""
     fastest: Setting
     """The best of those within the limits."""
-    comparison: Comparison | None
-    """The default against ``fastest`` with its cost model, measured afresh; None where they are the same."""
+    comparison: Comparison
+    """The default against ``fastest`` with its cost model, measured afresh."""
     resident_bytes: int | None
     """Memory of ``setting`` in a fresh process, where there was a limit on it."""
     skipped: tuple[Skipped, ...]
@@ -66,52 +54,9 @@ class TuningReport:
 
     @property
     def deployment(self) -> DeploymentProfile:
-        """The deployment profile that was found."""
-        return self.setting.deployment(self.cost.model)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSpace:
-    """What may be measured on a machine."""
-
-    default: Setting
-    settings: tuple[Setting, ...]
-    allows_default: bool
-    """Whether the default is within the limits of quality."""
-    skipped: tuple[Skipped, ...]
-
-
-def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> SearchSpace:
-    """The settings that a bundle can have on a machine. Reads the engines' sidecars and runs nothing.
-
-    Raises:
-        GateError: No variant is within the limits.
-        ProviderUnavailableError: Nothing can run here.
-    """
-    skipped: dict[str, str] = {}
-    decision = decide(bundle, machine)
-    variants: dict[ExecutionProvider, list[Precision]] = {}
-    for provider in decision.plan.candidates:
-        variants[provider] = []
-        for precision, variant in bundle.manifest.variants.items():
-            reason = limits.why_not(variant.parity) or why_not(variant, machine, provider)
-            if reason is None and provider is ExecutionProvider.TENSORRT:
-                reason = _why_no_engine(bundle, machine, precision)
-            if reason is None:
-                variants[provider].append(precision)
-            else:
-                skipped[f"{precision} on {provider}"] = reason
-    skipped |= {str(rejection.provider): rejection.reason for rejection in decision.plan.rejected}
-    reasons = tuple(Skipped(what=what, why=why) for what, why in skipped.items())
-    if not any(variants.values()):
-        raise GateError(
-            f"no variant of {bundle.path} may be chosen ({'; '.join(f'{item.what}: {item.why}' for item in reasons)})",
-            fix="Loosen the limits, or add a variant with crossforge quantize.",
-        )
-    default = _default_setting(decision.plan.chosen, decision.choice.precision, machine)
-    allowed = default.precision in variants[default.provider]
-    settings = candidate_settings(variants, cores=machine.usable_cores, also=(default,) if allowed else ())
-    return SearchSpace(default=default, settings=settings, allows_default=allowed, skipped=reasons)
+        """The deployment profile that was found. Cuts by the cost model that were shown to be slower are left out of it."""
+        slower = self.setting == self.fastest and self.comparison.high < 1
+        return self.setting.deployment(None if slower else self.cost.model)
 
 
 def tune(
@@ -146,28 +91,30 @@ def tune(
         fastest = _first_that_fits(trials, bench, options.max_memory_bytes, memory)
         stage.note = f"{memory[fastest] / 1e6:.0f} MB" if memory else "no limit"
     default_fits = space.allows_default and _fits(space.default, bench, options.max_memory_bytes, memory)
-    with progress.stage("cost model") as stage:
-        cost = fit_cost(bench.cost_samples(fastest, options.budget_s * _COST_SHARE))
-        stage.note = f"median error {cost.held_out_median_error:.1%} on shapes that were held out"
-    if fastest == space.default:
-        return _report(space, fastest, fastest, cost, trials, None, memory)
+    cost = _measure_cost(fastest, bench, options, progress)
     with progress.stage("compare with the default") as stage:
-        models = {fastest: cost.model}
+        contenders: tuple[_Contender, _Contender] = ((space.default, None), (fastest, cost.model))
         comparison = compare(
-            space.default,
-            fastest,
-            lambda setting: bench.latency_ms(setting, models.get(setting)),
+            *contenders,
+            lambda contender: bench.latency_ms(*contender),
             rounds=_PROOF_ROUNDS,
             budget_s=options.budget_s * _PROOF_SHARE,
             clock=clock,
         )
         stage.note = f"{comparison.ratio:.2f} times as fast ({comparison.low:.2f} to {comparison.high:.2f})"
-    if comparison.is_faster or not default_fits:
-        return _report(space, fastest, fastest, cost, trials, comparison, memory)
-    with progress.stage("the default's cost model") as stage:
-        cost = fit_cost(bench.cost_samples(space.default, options.budget_s * _COST_SHARE))
-        stage.note = f"median error {cost.held_out_median_error:.1%} on shapes that were held out"
-    return _report(space, space.default, fastest, cost, trials, comparison, memory)
+    setting = fastest if comparison.is_faster or not default_fits else space.default
+    if setting != fastest:
+        cost = _measure_cost(setting, bench, options, progress)
+    return TuningReport(
+        setting=setting,
+        default=space.default,
+        cost=cost,
+        trials=trials,
+        fastest=fastest,
+        comparison=comparison,
+        resident_bytes=memory.get(setting),
+        skipped=space.skipped,
+    )
 
 
 def explain(report: TuningReport) -> tuple[str, str, str]:
@@ -181,41 +128,25 @@ def explain(report: TuningReport) -> tuple[str, str, str]:
         f"The best of {len(report.trials)} settings in turns: {_trial(report).median_ms:.1f} ms a request; "
         f"the slowest, {slowest.setting}, took {slowest.median_ms / best:.1f} times the best."
     )
-    if comparison is None:
-        return first, second, "Nothing measured faster than the default."
     figures = (
         f"{comparison.ratio:.2f} times as fast as the default (95 %: {comparison.low:.2f} to {comparison.high:.2f}), "
         f"{comparison.contender_ms:.1f} against {comparison.baseline_ms:.1f} ms in {comparison.rounds} fresh rounds"
     )
+    if report.fastest == report.default:
+        verdict = "" if comparison.is_faster else ": no gain is shown" if comparison.high >= 1 else ": left out"
+        return first, second, f"No other setting is better; with cuts by the cost model it is {figures}{verdict}."
     if chosen == report.default:
-        return (
-            first,
-            second,
-            f"{report.fastest} looked best, but was {figures}: not shown to be faster, so the default stays.",
-        )
+        why = "not shown to be faster, so the default stays"
+        return first, second, f"{report.fastest} looked best, but was {figures}: {why}."
     doubt = "" if comparison.is_faster else "; the default is outside the limits"
     return first, second, f"Measured afresh: {figures}{doubt}."
 
 
-def _report(
-    space: SearchSpace,
-    setting: Setting,
-    fastest: Setting,
-    cost: FittedCost,
-    trials: tuple[Trial[Setting], ...],
-    comparison: Comparison | None,
-    memory: Mapping[Setting, int],
-) -> TuningReport:
-    return TuningReport(
-        setting=setting,
-        default=space.default,
-        cost=cost,
-        trials=trials,
-        fastest=fastest,
-        comparison=comparison,
-        resident_bytes=memory.get(setting),
-        skipped=space.skipped,
-    )
+def _measure_cost(setting: Setting, bench: Bench, options: TuningOptions, progress: Progress) -> FittedCost:
+    with progress.stage("cost model") as stage:
+        cost = fit_cost(bench.cost_samples(setting, options.budget_s * _COST_SHARE))
+        stage.note = f"median error {cost.held_out_median_error:.1%} on shapes that were held out"
+    return cost
 
 
 def _trial(report: TuningReport) -> Trial[Setting]:
@@ -242,17 +173,3 @@ def _fits(setting: Setting, bench: Bench, limit_bytes: int | None, memory: dict[
     if setting not in memory:
         memory[setting] = bench.resident_bytes(setting)
     return memory[setting] <= limit_bytes
-
-
-def _default_setting(provider: ExecutionProvider, precision: Precision, machine: Machine) -> Setting:
-    workers = machine.usable_cores if provider is ExecutionProvider.CPU else 1
-    return Setting(provider=provider, precision=precision, workers=workers, budget_tokens=default_budget_tokens(provider))
-
-
-def _why_no_engine(bundle: Bundle, machine: Machine, precision: Precision) -> str | None:
-    """An engine is of one variant: whether there is one of this."""
-    try:
-        decide(bundle, machine, provider=ExecutionProvider.TENSORRT, precision=precision, strict=True)
-    except ProviderUnavailableError as error:
-        return error.what
-    return None

@@ -42,7 +42,8 @@ def tune(
     from crossforge.runtime.machine import inspect_machine
     from crossforge.runtime.profiling.bench import LocalBench
     from crossforge.runtime.profiling.settings import QualityLimits
-    from crossforge.runtime.profiling.tuning import TuningOptions, explain, find_space
+    from crossforge.runtime.profiling.space import find_space
+    from crossforge.runtime.profiling.tuning import TuningOptions, explain
     from crossforge.runtime.profiling.tuning import tune as run_tuning
     from crossforge.runtime.records import read_run
     from crossforge.runtime.tokenization import PairTokenizer
