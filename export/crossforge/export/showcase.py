@@ -13,8 +13,9 @@ from crossforge.export.exporter import export_bundle
 from crossforge.export.pairs import berlin, builtin_pairs, flatten
 from crossforge.profiles import Manifest, Precision
 from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.ranking import RankedPassage
 from crossforge.runtime.records import QueryRecord
-from crossforge.runtime.reranker import RankedPassage, Reranker
+from crossforge.runtime.reranker import Reranker
 
 _ROUNDS = 3
 _QUERIES = 8

@@ -11,7 +11,8 @@ from crossforge.profiles import (
 from crossforge.runtime.batching import BatchPlan, plan_batches
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.providers import ProviderPlan, select_providers
-from crossforge.runtime.reranker import RankedPassage, Reranker, ScoredPairs
+from crossforge.runtime.ranking import RankedPassage
+from crossforge.runtime.reranker import Reranker, ScoredPairs
 from crossforge.runtime.sessions import FakeSession, Session
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 

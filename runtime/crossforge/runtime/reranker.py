@@ -35,22 +35,11 @@ from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
+from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.timing import StageTimer, untimed
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankedPassage:
-    """One row of a ranking."""
-
-    corpus_id: int
-    """The passage's position in the list that was ranked."""
-    score: float
-    text: str
-    truncated: bool
-    """Whether the model did not see all of the query or the passage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,27 +383,6 @@ class Reranker:
             return Activation(activation)
         except ValueError:
             raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
-
-
-def rank_passages(
-    passages: Sequence[str], scores: Floats, truncated: NDArray[np.bool_], *, top_k: int | None = None
-) -> list[RankedPassage]:
-    """Passages by their scores, float32 [n], best first; ties go to the passage that came first."""
-    best_first = np.argsort(-scores, kind="stable")[:top_k]
-    return [
-        RankedPassage(corpus_id=int(i), score=float(scores[i]), text=passages[i], truncated=bool(truncated[i]))
-        for i in best_first
-    ]
-
-
-def check_top_k(top_k: int | None) -> None:
-    """Refuse to return fewer than one passage.
-
-    Raises:
-        InputError: ``top_k`` is below 1.
-    """
-    if top_k is not None and top_k < 1:
-        raise InputError("top_k is too small", got=top_k, allowed="1 or more")
 
 
 def warn_of_truncation(scored: ScoredPairs) -> None:

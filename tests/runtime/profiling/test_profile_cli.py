@@ -95,6 +95,7 @@ def test_a_page_is_written_by_whoever_can(bundle: Path, monkeypatch: pytest.Monk
 
     page = ModuleType("crossforge.export.latency_page")
     monkeypatch.setattr(page, "write_latency_page", write_latency_page, raising=False)
+    monkeypatch.setattr(page, "require_page_library", lambda: None, raising=False)
     monkeypatch.setitem(sys.modules, page.__name__, page)
     arguments = ("profile", bundle, *QUICK[2:], "--candidates", "1", "--precision", "fp32", "--html", "page.html")
 
@@ -138,3 +139,45 @@ def test_a_workload_without_pairs_is_refused(bundle: Path, tmp_path: Path) -> No
 
     assert result.exit_code == 2
     assert "holds no pair" in result.stderr
+
+
+# Under load
+
+
+ONE_KIND = ("--candidates", "3", "--lengths", "32", "--duration", "0.3")
+
+
+def test_load_at_a_rate_is_measured(bundle: Path) -> None:
+    result = crossforge("profile", bundle, *ONE_KIND, "--rate", "40", "--json")
+    assert result.exit_code == 0, result.stderr
+    figures = json.loads(result.stdout)["load"]
+    assert figures["rate_per_s"] == 40
+    assert figures["requests"] == figures["answered"] > 0
+    (raw,) = json.loads(Path("latency.json").read_text())
+    assert len(raw["intended_s"]) == figures["requests"]
+
+
+def test_a_rate_beyond_its_latency_ends_with_exit_status_1(bundle: Path) -> None:
+    result = crossforge("profile", bundle, *ONE_KIND, "--rate", "40", "--slo-ms", "0.0001")
+    assert result.exit_code == 1
+    assert "latency counts from when each request was due" in result.stdout
+
+
+def test_a_latency_that_no_rate_keeps_ends_with_exit_status_1(bundle: Path) -> None:
+    result = crossforge("profile", bundle, *ONE_KIND, "--slo-ms", "0.0001")
+    assert result.exit_code == 1, result.stderr
+    assert "No rate keeps 99 of 100 within 0.0001 ms." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--candidates", "1,2", "--rate", "5"), "one kind of request"),
+        (("--precision", "fp32,int8", "--rate", "5"), "one variant and one provider"),
+        (("--rate", "0"), "rate"),
+    ],
+)
+def test_load_of_several_kinds_is_refused(bundle: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = crossforge("profile", bundle, "--lengths", "32", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())

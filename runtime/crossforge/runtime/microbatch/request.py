@@ -79,7 +79,7 @@ def plan_round(
     budget_tokens: int,
     workers: int,
     profiles: Sequence[OptimizationProfile],
-    cost: CostModel | None = None,
+    cost: CostModel | None,
 ) -> list[list[Part]]:
     """Merge slices of any requests into batches, each a list of parts; see :func:`plan_batches`."""
     indices = np.concatenate([piece.indices for piece in slices])

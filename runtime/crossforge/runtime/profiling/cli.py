@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -28,6 +29,9 @@ app = typer.Typer(add_completion=False)
 
 _PAGE_MODULE = "crossforge.export.latency_page"
 """A floor above: looked for by name when a page is asked for, so that the runtime does not depend on it."""
+
+_LOAD_CANDIDATES, _LOAD_LENGTH = 20, 128
+"""The request that is sent under load where none is described."""
 
 Name = TypeVar("Name", bound=StrEnum)
 
@@ -65,6 +69,13 @@ def profile(
     ] = 0.05,
     cold_starts: Annotated[int, typer.Option(help="Fresh processes started for each variant.")] = 3,
     output: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path("latency.json"),
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second that arrive by chance, whether or not any was answered.")
+    ] = None,
+    slo_ms: Annotated[
+        float | None, typer.Option(help="Without --rate: find the highest rate that keeps 99 of 100 requests within this.")
+    ] = None,
+    duration: Annotated[float, typer.Option(help="With --rate or --slo-ms: seconds of arrivals, of each trial.")] = 10.0,
     html: Annotated[Path | None, typer.Option(help="Also write the report as a page.", show_default=False)] = None,
     compare: Annotated[
         Path | None, typer.Option(help="A report to compare with; exit 1 if a row is slower.", show_default=False)
@@ -103,6 +114,24 @@ def profile(
         interval_width=interval_width,
         cold_starts=cold_starts,
     )
+    if rate is not None or slo_ms is not None:
+        from crossforge.runtime.profiling.load_cli import profile_load
+
+        options = dataclasses.replace(
+            options,
+            candidates=options.candidates if workload or candidates else (_LOAD_CANDIDATES,),
+            lengths=options.lengths if workload or lengths else (_LOAD_LENGTH,),
+        )
+        profile_load(
+            bundle,
+            options,
+            rate_per_s=rate,
+            slo_ms=slo_ms,
+            duration_s=duration,
+            output=output,
+            as_json=as_json,
+        )
+        return
     old = None if compare is None else LatencyReport.read(compare)
     if old is not None:
         opened = Bundle.open(bundle)
@@ -170,4 +199,5 @@ def _page_writer() -> Callable[[LatencyReport, Path], object]:
         module = importlib.import_module(_PAGE_MODULE)
     except ImportError as error:
         raise MissingPackageError(str(error.name), extra="report", purpose="Writing the report as a page") from error
+    module.require_page_library()
     return cast("Callable[[LatencyReport, Path], object]", module.write_latency_page)

@@ -7,6 +7,7 @@ process that was drawn beforehand, and a request's latency counts from the momen
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -28,6 +29,7 @@ from crossforge.runtime.reranker import Reranker
 
 GRACE_S = 30.0
 """How long the answers to the last arrivals are waited for."""
+_CALLS_TO_START_FROM = 5
 
 
 class Target(Protocol):
@@ -264,11 +266,30 @@ def measure_max_rate(
     config: MicroBatchConfig | None = None,
     most_trials: int = 20,
 ) -> MaxRate:
-    """Find how many requests a second a reranker answers within an SLO; see :func:`measure_load`, :func:`find_max_rate`."""
+    """Find how many requests a second a reranker answers within an SLO; see :func:`find_max_rate`.
+
+    Args:
+        reranker: What to measure; the caller keeps it.
+        records: The requests, sent in their order, again and again.
+        slo: What has to be met.
+        duration_s: Of the arrivals of each trial, which goes on until there were about 200.
+        seed: Decides the arrivals.
+        config: The micro-batcher's.
+        most_trials: Stop after so many in any case.
+
+    Raises:
+        InputError: There are no records, a text cannot be used, or the duration is not positive.
+    """
+    with _batcher_target(reranker, records, config, None) as target:
+        start_s = time.perf_counter()
+        for _ in records[:_CALLS_TO_START_FROM]:
+            target.submit().result()
+        call_s = (time.perf_counter() - start_s) / len(records[:_CALLS_TO_START_FROM])
     return find_max_rate(
         lambda: _batcher_target(reranker, records, config, None),
         slo,
         duration_s=duration_s,
+        start_per_s=1 / call_s,  # one after another: not far from what many at once reach
         most_trials=most_trials,
         seed=seed,
     )
