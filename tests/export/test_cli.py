@@ -320,6 +320,8 @@ def test_a_missed_gate_is_exit_1_and_leaves_the_bundle(tiny_bundle: Path, tmp_pa
     ("arguments", "message"),
     [
         (("--gate", "tau=1"), "not a threshold"),
+        (("--gate", "max_ndcg_loss=0.01"), "can only be held with judgements"),
+        (("--report", "/no/such/folder/why.json"), "cannot write the report"),
         (("--precision", "int4"), "unknown precision"),
         (("--precision", "fp32"), "name variants to make of the fp32 graph"),
         (("--qrels", "qrels.txt"), "judgements need the pairs"),

@@ -72,6 +72,13 @@ def test_a_threshold_that_is_not_a_number_is_refused() -> None:
 # On the command line
 
 
+def test_a_loss_of_quality_is_asked_for_with_judgements_only() -> None:
+    with pytest.raises(InputError, match="max_ndcg_loss can only be held with judgements.*--qrels"):
+        parse_gates(["int8:max_ndcg_loss=0.001"])
+    assert parse_gates(["int8:max_ndcg_loss=0.001"], judged=True)[Precision.INT8].max_ndcg_loss == 0.001
+    assert parse_gates(["max_mrr_loss=none"])[Precision.INT8].max_mrr_loss is None
+
+
 def test_nothing_overrides_nothing() -> None:
     assert parse_gates([]) == GATES
 

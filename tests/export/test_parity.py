@@ -142,6 +142,16 @@ def test_queries_that_order_nothing_are_left_out_of_tau() -> None:
     assert (report.kendall_tau, report.top1_agreement, report.queries) == (1, 1, 3)
 
 
+def test_a_variant_that_ties_what_the_reference_orders_agrees_with_nothing() -> None:
+    reference, collapsed = column(*range(20)), column(*[0.5] * 20)
+    for precision in Precision:
+        report = compare(reference, collapsed, 20, gate=GATES[precision])
+        assert (report.kendall_tau, report.ties_created) == (0, 190)
+        assert not report.passed
+    half = compare(column(*range(20), *range(20)), column(*range(20), *[0.5] * 20), 20, 20)
+    assert half.kendall_tau == 0.5
+
+
 def test_a_classifier_has_no_ranking_to_compare() -> None:
     logits = np.eye(3, dtype=np.float32)
     report = compare(logits, logits, 3, ranking_label=None, gate=GATES[Precision.INT8])

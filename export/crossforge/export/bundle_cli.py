@@ -101,7 +101,7 @@ def export(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         ),
-        gates=parse_gates(gate or ()),
+        gates=parse_gates(gate or (), judged=qrels is not None),
         verification=verification,
         qrels=qrels,
         calibration=calibration,
@@ -146,7 +146,7 @@ def quantize(
     from crossforge.export.quantize import quantize_bundle
 
     options = VariantOptions(
-        gates=parse_gates(gate or ()),
+        gates=parse_gates(gate or (), judged=qrels is not None),
         verification=verification,
         qrels=qrels,
         calibration=calibration,

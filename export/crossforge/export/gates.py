@@ -76,6 +76,7 @@ _FIGURES = {
     "max_ndcg_loss": ("ndcg_loss", "nDCG@10 lower by no more than {:g}"),
     "max_mrr_loss": ("mrr_loss", "MRR@10 lower by no more than {:g}"),
 }
+_NEED_JUDGEMENTS = ("max_ndcg_loss", "max_mrr_loss")
 THRESHOLDS = tuple(_FIGURES)
 """The names of a gate's thresholds."""
 
@@ -91,13 +92,17 @@ OPEN_GATE = Gate()
 """Lets everything finite through."""
 
 
-def parse_gates(texts: Iterable[str]) -> dict[Precision, Gate]:
+def parse_gates(texts: Iterable[str], *, judged: bool = False) -> dict[Precision, Gate]:
     """Override the table with texts such as ``min_kendall_tau=0.98`` (every variant) or ``int8:max_ndcg_loss=0.005``.
 
     A threshold that no text names stays as the table has it; ``none`` lifts one.
 
+    Args:
+        texts: The overrides; later ones win.
+        judged: Whether there are judgements, without which nothing would hold a loss of nDCG or MRR to its threshold.
+
     Raises:
-        InputError: A text is not such an override.
+        InputError: A text is not such an override, or asks for judgements that are not there.
     """
     gates = dict(GATES)
     for text in texts:
@@ -117,6 +122,10 @@ def parse_gates(texts: Iterable[str]) -> dict[Precision, Gate]:
             raise InputError(
                 f"the threshold {name} is not a number", got=repr(number), allowed="a number, or none"
             ) from None
+        if name in _NEED_JUDGEMENTS and value is not None and not judged:
+            raise InputError(
+                f"{name} can only be held with judgements", fix="Give --verification FILE and --qrels FILE too."
+            )
         for precision in chosen:
             gates[precision] = dataclasses.replace(gates[precision], **{name: value})
     return gates

@@ -38,7 +38,7 @@ class QueryParity:
     max_abs_diff: float | None
     """Largest difference of a logit; None where one is not finite."""
     kendall_tau: float | None
-    """Tau-b between the two orders; None where one of them orders nothing."""
+    """Tau-b between the two orders; 0 where the variant ties what the reference orders, None where there is no order."""
     same_top1: bool | None
     """Whether the best passage is the same; None where nothing ranks, as the two below."""
     top10_overlap: float | None
@@ -106,7 +106,7 @@ def compare_queries(
                 qid=record.qid,
                 query=record.query,
                 max_abs_diff=largest if np.isfinite(largest) else None,
-                kendall_tau=kendall_tau(a[rows], b[rows]) if ranks else None,
+                kendall_tau=_agreement(a[rows], b[rows]) if ranks else None,
                 same_top1=bool(best_a[0] == best_b[0]) if ranks else None,
                 top10_overlap=len(set(best_a[:10].tolist()) & set(best_b[:10].tolist())) / first if ranks else None,
                 ties_created=_ties_created(a[rows], b[rows]) if ranks else 0,
@@ -204,6 +204,13 @@ def _rows_by_query(records: Sequence[QueryRecord]) -> Iterator[tuple[QueryRecord
         stop = start + len(record.passages)
         yield record, slice(start, stop)
         start = stop
+
+
+def _agreement(reference: Floats, variant: Floats) -> float | None:
+    """Tau-b with a reference. A variant that ties everything has lost an order, which is no reason to leave it out."""
+    if len(reference) < 2 or np.ptp(reference) == 0:
+        return None
+    return 0.0 if np.ptp(variant) == 0 else kendall_tau(reference, variant)
 
 
 def _ties_created(a: Floats, b: Floats) -> int:

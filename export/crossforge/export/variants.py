@@ -64,7 +64,7 @@ class VariantMaker:
         progress: Told of each stage.
 
     Raises:
-        InputError: The verification or calibration pairs, or the judgements, cannot be used.
+        InputError: The verification or calibration pairs, or the judgements, cannot be used, or the report not written.
     """
 
     def __init__(
@@ -81,6 +81,8 @@ class VariantMaker:
         self._scoring = scoring
         self._options = options
         self._progress = progress
+        if options.report is not None and (options.report.is_dir() or not options.report.parent.is_dir()):
+            raise InputError(f"cannot write the report {options.report}", allowed="a file in a folder that is there")
         self._runner = ModelRunner(
             tokenizer=tokenizer,
             labels=len(scoring.labels),
@@ -99,8 +101,8 @@ class VariantMaker:
         """A model's logits on the verification pairs, float32 [pairs, labels]."""
         return self._runner.run(model, self.records)
 
-    def add_fp32(self, graph: ModelProto, reference: Floats, *, against: str = "pytorch") -> Floats:
-        """Add the float32 variant, judged against PyTorch's logits or another model's.
+    def add_fp32(self, graph: ModelProto, reference: Floats) -> Floats:
+        """Add the float32 variant, judged against PyTorch's logits.
 
         Returns:
             Its logits on the verification pairs, float32 [pairs, labels]: the reference of every other variant.
@@ -108,7 +110,7 @@ class VariantMaker:
         Raises:
             GateError: It does not reproduce them.
         """
-        measured = self._measure(Precision.FP32, graph, reference, against=against)
+        measured = self._measure(Precision.FP32, graph, reference, against="pytorch")
         self._accept(measured, {})
         return measured.logits
 
