@@ -73,7 +73,7 @@ def test_a_threshold_that_is_not_a_number_is_refused() -> None:
 
 
 def test_a_loss_of_quality_is_asked_for_with_judgements_only() -> None:
-    with pytest.raises(InputError, match="max_ndcg_loss can only be held with judgements.*--qrels"):
+    with pytest.raises(InputError, match=r"max_ndcg_loss can only be held with judgements.*--qrels"):
         parse_gates(["int8:max_ndcg_loss=0.001"])
     assert parse_gates(["int8:max_ndcg_loss=0.001"], judged=True)[Precision.INT8].max_ndcg_loss == 0.001
     assert parse_gates(["max_mrr_loss=none"])[Precision.INT8].max_mrr_loss is None

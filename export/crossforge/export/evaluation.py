@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossforge.export.parity import kendall_tau
+from crossforge.export.parity import rank_agreement
 from crossforge.export.quality import Difference, Quality, Scores, compare_quality, measure_quality, read_qrels
 from crossforge.export.requirements import require_extras
 from crossforge.profiles import InputError, Precision
@@ -128,6 +128,8 @@ def _score(reranker: Reranker, record: QueryRecord) -> dict[str, float]:
 
 
 def _mean_tau(reference: Scores, scores: Scores) -> float | None:
-    taus = [kendall_tau(np.asarray(list(reference[qid].values())), np.asarray(list(scores[qid].values()))) for qid in scores]
+    taus = [
+        rank_agreement(np.asarray(list(reference[qid].values())), np.asarray(list(scores[qid].values()))) for qid in scores
+    ]
     known = [tau for tau in taus if tau is not None]
     return float(np.mean(known)) if known else None

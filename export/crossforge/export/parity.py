@@ -106,7 +106,7 @@ def compare_queries(
                 qid=record.qid,
                 query=record.query,
                 max_abs_diff=largest if np.isfinite(largest) else None,
-                kendall_tau=_agreement(a[rows], b[rows]) if ranks else None,
+                kendall_tau=rank_agreement(a[rows], b[rows]) if ranks else None,
                 same_top1=bool(best_a[0] == best_b[0]) if ranks else None,
                 top10_overlap=len(set(best_a[:10].tolist()) & set(best_b[:10].tolist())) / first if ranks else None,
                 ties_created=_ties_created(a[rows], b[rows]) if ranks else 0,
@@ -153,6 +153,16 @@ def kendall_tau(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | Non
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(kendalltau(a, b).statistic)
+
+
+def rank_agreement(reference: NDArray[np.floating], variant: NDArray[np.floating]) -> float | None:
+    """Tau-b with a reference's order; None where the reference orders nothing.
+
+    A variant that ties everything has lost the order: it agrees with nothing, which is no reason to leave the query out.
+    """
+    if len(reference) < 2 or np.ptp(reference) == 0:
+        return None
+    return 0.0 if np.ptp(variant) == 0 else kendall_tau(reference, variant)
 
 
 def scores_by_query(
@@ -204,13 +214,6 @@ def _rows_by_query(records: Sequence[QueryRecord]) -> Iterator[tuple[QueryRecord
         stop = start + len(record.passages)
         yield record, slice(start, stop)
         start = stop
-
-
-def _agreement(reference: Floats, variant: Floats) -> float | None:
-    """Tau-b with a reference. A variant that ties everything has lost an order, which is no reason to leave it out."""
-    if len(reference) < 2 or np.ptp(reference) == 0:
-        return None
-    return 0.0 if np.ptp(variant) == 0 else kendall_tau(reference, variant)
 
 
 def _ties_created(a: Floats, b: Floats) -> int:
