@@ -175,6 +175,7 @@ def test_a_latency_that_no_rate_keeps_ends_with_exit_status_1(bundle: Path) -> N
         (("--candidates", "1,2", "--rate", "5"), "one kind of request"),
         (("--precision", "fp32,int8", "--rate", "5"), "one variant and one provider"),
         (("--rate", "0"), "rate"),
+        (("--rate", "5", "--out", "absent/load.json"), "cannot write"),
     ],
 )
 def test_load_of_several_kinds_is_refused(bundle: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -117,6 +117,7 @@ def profile(
     if rate is not None or slo_ms is not None:
         from crossforge.runtime.profiling.load_cli import profile_load
 
+        _check_target(output)
         options = dataclasses.replace(
             options,
             candidates=options.candidates if workload or candidates else (_LOAD_CANDIDATES,),
@@ -130,6 +131,7 @@ def profile(
             duration_s=duration,
             output=output,
             as_json=as_json,
+            progress=TerminalProgress(),
         )
         return
     old = None if compare is None else LatencyReport.read(compare)

@@ -15,6 +15,7 @@ from crossforge.runtime.profiling.load import MaxRate, Slo, measure_load, measur
 from crossforge.runtime.profiling.load_report import LoadReport, Outcome
 from crossforge.runtime.profiling.options import ProfileOptions
 from crossforge.runtime.profiling.workload import plan_workload
+from crossforge.runtime.progress import Progress
 from crossforge.runtime.records import Passage, QueryRecord
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.tokenization import PairTokenizer
@@ -29,6 +30,7 @@ def profile_load(
     slo_ms: float | None = None,
     output: Path,
     as_json: bool,
+    progress: Progress,
 ) -> None:
     """Send requests at a rate, or look for the highest rate within a latency, and print what came of it.
 
@@ -40,6 +42,7 @@ def profile_load(
         slo_ms: What 99 of 100 requests must not exceed.
         output: Where the raw samples go.
         as_json: Print one JSON document instead of a table.
+        progress: Told of each stage.
 
     Raises:
         InputError: More than one variant, provider or cell is named, or neither a rate nor a latency.
@@ -56,11 +59,15 @@ def profile_load(
         found: MaxRate | None = None
         trials: Sequence[LoadReport]
         if rate_per_s is not None:
-            trials = (measure_load(reranker, records, rate_per_s=rate_per_s, duration_s=duration_s),)
+            with progress.stage(f"send {rate_per_s:g} requests a second for {duration_s:g} s") as stage:
+                trials = (measure_load(reranker, records, rate_per_s=rate_per_s, duration_s=duration_s),)
+                stage.note = f"{len(trials[0].outcomes)} requests"
             passed = slo_ms is None or Slo(latency_ms=slo_ms).is_met_by(trials[0])
         elif slo_ms is not None:
-            found = measure_max_rate(reranker, records, Slo(latency_ms=slo_ms), duration_s=duration_s)
-            trials = found.trials
+            with progress.stage(f"look for the highest rate, {duration_s:g} s or more a trial") as stage:
+                found = measure_max_rate(reranker, records, Slo(latency_ms=slo_ms), duration_s=duration_s)
+                trials = found.trials
+                stage.note = f"{len(trials)} trials"
             passed = found.rate_per_s > 0
         else:
             raise InputError("load needs a rate, or a latency to look for the highest one within")
