@@ -38,7 +38,7 @@ from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
-from crossforge.runtime.timing import StageTimer, untimed
+from crossforge.runtime.timing import RequestTimes, StageTimer, untimed
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 
@@ -59,6 +59,8 @@ class ScoredPairs:
     batches: int
     padding_waste: float
     """Share of the computed tokens that were padding, 0.0 to 1.0."""
+    times: RequestTimes | None = None
+    """Where the time went, if a micro-batcher scored them."""
 
 
 class Reranker:
@@ -222,7 +224,7 @@ class Reranker:
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
         """
-        scored = self._score(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages))
         warn_of_truncation(scored)
         return self.relevance(scored.logits, activation=activation)
 
@@ -263,7 +265,7 @@ class Reranker:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
         """
         check_top_k(top_k)
-        scored = self._score(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages))
         with self._timed("postprocess"):
             return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
@@ -271,7 +273,27 @@ class Reranker:
         """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
         with self._timed("tokenize"):
             encoded = self.tokenizer.encode_pairs(pairs)
-        return self._score(encoded)
+        return self.score_encoded(encoded)
+
+    def score_encoded(self, pairs: EncodedPairs) -> ScoredPairs:
+        """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
+        if self._closed:
+            raise EngineError("the reranker is closed")
+        logits, plans = compute_logits(
+            self.session,
+            pairs,
+            template=self.manifest.pair_template,
+            pad_token_id=self.manifest.pad_token_id,
+            labels=len(self.manifest.scoring.labels),
+            budget_tokens=self.budget_tokens,
+            profiles=self.profiles,
+            workers=self.workers,
+            cost=self.cost,
+            executor=self._pool,
+            timed=self._timed,
+        )
+        with self._timed("postprocess"):
+            return self._check(pairs, logits, plans)
 
     def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
         """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
@@ -344,25 +366,6 @@ class Reranker:
     def _encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
         with self._timed("tokenize"):
             return self.tokenizer.encode(query, passages)
-
-    def _score(self, pairs: EncodedPairs) -> ScoredPairs:
-        if self._closed:
-            raise EngineError("the reranker is closed")
-        logits, plans = compute_logits(
-            self.session,
-            pairs,
-            template=self.manifest.pair_template,
-            pad_token_id=self.manifest.pad_token_id,
-            labels=len(self.manifest.scoring.labels),
-            budget_tokens=self.budget_tokens,
-            profiles=self.profiles,
-            workers=self.workers,
-            cost=self.cost,
-            executor=self._pool,
-            timed=self._timed,
-        )
-        with self._timed("postprocess"):
-            return self._check(pairs, logits, plans)
 
     def _check(self, pairs: EncodedPairs, logits: Floats, plans: Sequence[BatchPlan]) -> ScoredPairs:
         self.check_finite(logits)

@@ -14,6 +14,7 @@ from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import plan_batches
 from crossforge.runtime.microbatch.fair_queue import Slice
 from crossforge.runtime.reranker import ScoredPairs
+from crossforge.runtime.timing import RequestTimes
 from crossforge.runtime.tokenization import EncodedPairs
 
 
@@ -26,7 +27,12 @@ class Request:
     logits: Floats
     """float32 [n, labels], filled batch by batch."""
     expires_at: float | None
-    """On the batcher's clock, in seconds."""
+    """On the batcher's clock, in seconds, as all times here."""
+    submitted_at: float = 0.0
+    encoding_at: float = 0.0
+    encoded_at: float = 0.0
+    started_at: float | None = None
+    """When its first batch began."""
     pending_pairs: int = field(init=False)
     pending_tokens: int = field(init=False)
     batches: int = 0
@@ -50,7 +56,16 @@ class Request:
         self.padded_tokens += padded_tokens
         self.batches += 1
 
-    def result(self) -> ScoredPairs:
+    def times(self, now: float) -> RequestTimes:
+        """Where its time went, if it is complete now."""
+        started_at = now if self.started_at is None else self.started_at
+        return RequestTimes(
+            queue_s=self.encoding_at - self.submitted_at + started_at - self.encoded_at,
+            tokenize_s=self.encoded_at - self.encoding_at,
+            compute_s=now - started_at,
+        )
+
+    def result(self, now: float) -> ScoredPairs:
         """The answer, once no pair is pending."""
         pairs = self.pairs
         return ScoredPairs(
@@ -61,6 +76,7 @@ class Request:
             token_counts=pairs.lengths,
             batches=self.batches,
             padding_waste=1.0 - float(pairs.lengths.sum()) / self.padded_tokens if self.padded_tokens else 0.0,
+            times=self.times(now),
         )
 
 
