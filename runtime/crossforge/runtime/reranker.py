@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
+    ClosedError,
     CostModel,
     CrossforgeError,
     DeploymentProfile,
@@ -278,7 +279,7 @@ class Reranker:
     def score_encoded(self, pairs: EncodedPairs) -> ScoredPairs:
         """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
         if self._closed:
-            raise EngineError("the reranker is closed")
+            raise ClosedError("the reranker is closed")
         logits, plans = compute_logits(
             self.session,
             pairs,

@@ -85,7 +85,9 @@ class MicroBatcher:
     def schedule(self, query: str, passages: Sequence[str], *, deadline_s: float | None = None) -> Future[ScoredPairs]:
         """As :meth:`submit`, but tokenizes on a thread of its own and returns at once; all errors come in the future."""
         tokenizer = self.reranker.tokenizer
-        return self.schedule_encoding(lambda: tokenizer.encode(query, passages), count=_count(passages), deadline_s=deadline_s)
+        return self.schedule_encoding(
+            lambda: tokenizer.encode(query, passages), count=_count(passages), deadline_s=deadline_s
+        )
 
     def schedule_encoding(
         self, encode: Callable[[], EncodedPairs], *, count: int, deadline_s: float | None = None

@@ -12,7 +12,7 @@ from threading import Condition
 
 import numpy as np
 
-from crossforge.profiles import CrossforgeError, DeadlineError, EngineError, InputError, OverloadedError
+from crossforge.profiles import ClosedError, CrossforgeError, DeadlineError, OverloadedError, RequestTooLargeError
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import BatchPlan
 from crossforge.runtime.microbatch.config import BatcherStats
@@ -203,7 +203,7 @@ class Ledger:
         """Refuse what has no room; the lock is held."""
         most = self._max_queue_tokens
         if tokens > most:
-            raise InputError(
+            raise RequestTooLargeError(
                 "the request is larger than the whole queue",
                 got=f"{tokens:,} tokens or more",
                 allowed=f"up to {most:,}",
@@ -243,6 +243,6 @@ class Ledger:
             self._settle(request, "cancelled")
 
 
-def closed_error() -> EngineError:
+def closed_error() -> ClosedError:
     """For requests that come too late."""
-    return EngineError("the micro-batcher is closed")
+    return ClosedError("the micro-batcher is closed")

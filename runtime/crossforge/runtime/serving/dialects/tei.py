@@ -1,0 +1,97 @@
+"""Hugging Face's text-embeddings-inference: ``/rerank`` and ``/info``.
+
+Shapes, statuses and error types as in its OpenAPI document and ``router/src/http``. Fields that it does not know are ignored,
+as TEI ignores them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+
+from crossforge.runtime.serving.body import read_body
+from crossforge.runtime.serving.errors import Kind, ProblemError
+from crossforge.runtime.serving.openapi import takes
+from crossforge.runtime.serving.service import service_of
+
+router = APIRouter(tags=["Text Embeddings Inference"])
+
+
+class TeiRerankRequest(BaseModel):
+    """What TEI's ``/rerank`` takes."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    query: str
+    texts: list[str]
+    truncate: bool | None = False
+    truncation_direction: Literal["right", "left", "Right", "Left"] = "right"
+    raw_scores: bool = False
+    return_text: bool = False
+
+
+class TeiRank(BaseModel):
+    """One row of TEI's answer; ``text`` is there only if it was asked for."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+@router.post("/rerank", openapi_extra=takes(TeiRerankRequest), responses={200: {"model": list[TeiRank]}})
+async def rerank(request: Request) -> JSONResponse:
+    """Rank texts, best first."""
+    body = await read_body(request, TeiRerankRequest)
+    return await _rerank_tei(request, body)
+
+
+async def _rerank_tei(request: Request, body: TeiRerankRequest) -> JSONResponse:
+    service = service_of(request)
+    _, model = service.find_model(None)
+    side = model.reranker.tokenizer.truncation.side
+    if body.truncate and body.truncation_direction.lower() != side:
+        raise ProblemError(
+            Kind.OPTION, f"truncation_direction is {body.truncation_direction}; this model is cut on the {side}"
+        )
+    scores = await service.score(request, None, body.query, body.texts, cut=bool(body.truncate))
+    values = scores.raw() if body.raw_scores else scores.bounded()
+    rows = [
+        {"index": i, **({"text": body.texts[i]} if body.return_text else {}), "score": values[i]}
+        for i in scores.best_first()
+    ]
+    return JSONResponse(rows)
+
+
+@router.get("/info")
+async def info(request: Request) -> JSONResponse:
+    """The first model, as TEI describes one."""
+    service = service_of(request)
+    name, model = service.find_model(None)
+    manifest, settings = model.reranker.manifest, service.settings
+    return JSONResponse(
+        {
+            "model_id": name,
+            "model_sha": manifest.source.revision,
+            "model_dtype": str(model.reranker.precision),
+            "model_type": {
+                "reranker": {
+                    "id2label": {str(i): label for i, label in enumerate(manifest.scoring.labels)},
+                    "label2id": {label: i for i, label in enumerate(manifest.scoring.labels)},
+                }
+            },
+            "max_concurrent_requests": settings.max_queue_tokens,
+            "max_input_length": manifest.truncation.max_length,
+            "max_batch_tokens": model.reranker.budget_tokens,
+            "max_batch_requests": None,
+            "max_client_batch_size": settings.max_passages,
+            "auto_truncate": False,
+            "tokenization_workers": 2,
+            "version": importlib.metadata.version("crossforge"),
+            "sha": None,
+            "docker_label": None,
+        }
+    )
