@@ -1,20 +1,23 @@
 """Hugging Face's text-embeddings-inference: ``/rerank`` and ``/info``.
 
-Shapes, statuses and error types as in its OpenAPI document and ``router/src/http``. Fields that it does not know are ignored,
-as TEI ignores them.
+Shapes, statuses and error types as in its OpenAPI document and ``router/src/http``. Unknown fields are ignored, as TEI ignores
+them.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from crossforge.runtime.serving.body import read_body
-from crossforge.runtime.serving.errors import Kind, ProblemError
+from crossforge.runtime.serving.body import read_shape
+from crossforge.runtime.serving.dialects import vllm
+from crossforge.runtime.serving.errors import Dialect, Kind, ProblemError
+from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.openapi import takes
 from crossforge.runtime.serving.service import service_of
 
@@ -42,14 +45,25 @@ class TeiRank(BaseModel):
     text: str | None = None
 
 
-@router.post("/rerank", openapi_extra=takes(TeiRerankRequest), responses={200: {"model": list[TeiRank]}})
+@router.post(
+    "/rerank",
+    openapi_extra=takes(TeiRerankRequest, vllm.VllmRerankRequest),
+    responses={200: {"model": list[TeiRank] | vllm.VllmRerankResponse}},
+)
 async def rerank(request: Request) -> JSONResponse:
-    """Rank texts, best first."""
-    body = await read_body(request, TeiRerankRequest)
-    return await _rerank_tei(request, body)
+    """Rank texts, best first. A body with ``documents`` instead of ``texts`` is vLLM's, and is answered as vLLM does."""
+    shapes: Mapping[str, type[TeiRerankRequest | vllm.VllmRerankRequest]] = {
+        "texts": TeiRerankRequest,
+        "documents": vllm.VllmRerankRequest,
+    }
+    body = await read_shape(request, shapes)
+    if isinstance(body, vllm.VllmRerankRequest):
+        facts_of(request.scope).dialect = Dialect.VLLM
+        return await vllm.rerank(request, body)
+    return await _rerank(request, body)
 
 
-async def _rerank_tei(request: Request, body: TeiRerankRequest) -> JSONResponse:
+async def _rerank(request: Request, body: TeiRerankRequest) -> JSONResponse:
     service = service_of(request)
     _, model = service.find_model(None)
     side = model.reranker.tokenizer.truncation.side
