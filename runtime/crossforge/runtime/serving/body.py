@@ -6,14 +6,15 @@ bounds it is ``max_body_bytes``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from crossforge.runtime.serving.errors import Kind, ProblemError
+from crossforge.runtime.serving.errors import Dialect, Kind, ProblemError
+from crossforge.runtime.serving.facts import facts_of
 
 Model = TypeVar("Model", bound=BaseModel)
 _MOST_FAULTS = 5
@@ -32,22 +33,29 @@ async def read_body(request: Request, model: type[Model]) -> Model:
         raise _problem(error) from None
 
 
-async def read_shape(request: Request, models: Mapping[str, type[Model]]) -> Model:
-    """Parse a body as the model whose telling field it has; see :func:`read_body`.
+@dataclass(frozen=True, kw_only=True)
+class Shape(Generic[Model]):
+    """One of the kinds of body that a path takes."""
 
-    Args:
-        request: Its body may be of several shapes.
-        models: Each by the field that tells it from the others. The first is for bodies that have none of the fields.
-    """
+    field: str
+    """Tells it from the others."""
+    model: type[Model]
+    dialect: Dialect
+    """In which it is answered."""
+
+
+async def read_shape(request: Request, *shapes: Shape[Model]) -> Model:
+    """Parse a body as the first shape whose telling field it has, or as the first of all; see :func:`read_body`."""
     _check_media(request)
     try:
         parsed = from_json(await request.body())
     except ValueError as error:
         raise ProblemError(Kind.BODY, f"the body is not JSON: {error}") from None
     fields = parsed if isinstance(parsed, dict) else {}
-    chosen = next((model for field, model in models.items() if field in fields), next(iter(models.values())))
+    shape = next((shape for shape in shapes if shape.field in fields), shapes[0])
+    facts_of(request.scope).dialect = shape.dialect
     try:
-        return chosen.model_validate(parsed)
+        return shape.model.model_validate(parsed)
     except ValidationError as error:
         raise _problem(error) from None
 

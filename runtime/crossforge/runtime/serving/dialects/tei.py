@@ -1,25 +1,23 @@
 """Hugging Face's text-embeddings-inference: ``/rerank`` and ``/info``.
 
-Shapes, statuses and error types as in its OpenAPI document and ``router/src/http``. Unknown fields are ignored, as TEI ignores
-them.
+Shapes, statuses and error types as in its OpenAPI document and ``router/src/http``. Unknown fields are ignored, as by TEI.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
 from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from crossforge.runtime.serving.body import read_shape
+from crossforge.profiles import ExecutionProvider
+from crossforge.runtime.serving.body import Shape, read_shape
 from crossforge.runtime.serving.dialects import vllm
 from crossforge.runtime.serving.errors import Dialect, Kind, ProblemError
-from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.openapi import takes
-from crossforge.runtime.serving.service import service_of
+from crossforge.runtime.serving.service import Scores, service_of
 
 router = APIRouter(tags=["Text Embeddings Inference"])
 
@@ -45,6 +43,12 @@ class TeiRank(BaseModel):
     text: str | None = None
 
 
+_SHAPES: tuple[Shape[TeiRerankRequest | vllm.VllmRerankRequest], ...] = (
+    Shape(field="texts", model=TeiRerankRequest, dialect=Dialect.TEI),
+    Shape(field="documents", model=vllm.VllmRerankRequest, dialect=Dialect.VLLM),
+)
+
+
 @router.post(
     "/rerank",
     openapi_extra=takes(TeiRerankRequest, vllm.VllmRerankRequest),
@@ -52,13 +56,8 @@ class TeiRank(BaseModel):
 )
 async def rerank(request: Request) -> JSONResponse:
     """Rank texts, best first. A body with ``documents`` instead of ``texts`` is vLLM's, and is answered as vLLM does."""
-    shapes: Mapping[str, type[TeiRerankRequest | vllm.VllmRerankRequest]] = {
-        "texts": TeiRerankRequest,
-        "documents": vllm.VllmRerankRequest,
-    }
-    body = await read_shape(request, shapes)
+    body = await read_shape(request, *_SHAPES)
     if isinstance(body, vllm.VllmRerankRequest):
-        facts_of(request.scope).dialect = Dialect.VLLM
         return await vllm.rerank(request, body)
     return await _rerank(request, body)
 
@@ -77,7 +76,7 @@ async def _rerank(request: Request, body: TeiRerankRequest) -> JSONResponse:
         {"index": i, **({"text": body.texts[i]} if body.return_text else {}), "score": values[i]}
         for i in scores.best_first()
     ]
-    return JSONResponse(rows)
+    return JSONResponse(rows, headers=_times(scores, body))
 
 
 @router.get("/info")
@@ -109,3 +108,23 @@ async def info(request: Request) -> JSONResponse:
             "docker_label": None,
         }
     )
+
+
+def _times(scores: Scores, body: TeiRerankRequest) -> dict[str, str]:
+    """TEI's headers: whole milliseconds, tokens and characters."""
+    headers = {
+        "x-compute-type": "cpu" if scores.model.session.provider is ExecutionProvider.CPU else "gpu",
+        "x-compute-characters": str(len(body.query) * len(body.texts) + sum(map(len, body.texts))),
+        "x-compute-tokens": str(scores.tokens),
+    }
+    times = scores.scored.times
+    if times is not None:
+        total_s = times.queue_s + times.tokenize_s + times.compute_s
+        for name, seconds in (
+            ("total", total_s),
+            ("tokenization", times.tokenize_s),
+            ("queue", times.queue_s),
+            ("inference", times.compute_s),
+        ):
+            headers[f"x-{name}-time"] = str(round(seconds * 1e3))
+    return headers
