@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from crossforge.profiles import DeploymentProfile, InputError
+from crossforge.profiles import DeploymentProfile, InputError, Precision
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.serving.scorers import PlainScorer, Scorer
@@ -44,12 +45,21 @@ class ServedModel:
         name: What requests call it.
         reranker: Scores the pairs.
         settings: Whether requests are merged, and how many tokens may wait.
+        open_variant: Loads another variant of its bundle, where there is one.
     """
 
-    def __init__(self, name: str, reranker: Reranker, settings: ServiceSettings | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        reranker: Reranker,
+        settings: ServiceSettings | None = None,
+        *,
+        open_variant: Callable[[Precision], Reranker] | None = None,
+    ) -> None:
         settings = settings or ServiceSettings()
         self.name = name
         self.reranker = reranker
+        self.open_variant = open_variant
         self.session = WatchedSession(reranker.session)
         reranker.session = self.session
         self.probing = asyncio.Lock()
@@ -104,10 +114,13 @@ def load_models(
     try:
         for spec in specs:
             if spec.bundle.resolve() not in loaded:
-                reranker = Reranker.load(
-                    spec.bundle, provider=provider, precision=precision, strict=strict, deployment=deployment
+                load = partial(Reranker.load, spec.bundle, provider=provider, strict=strict, deployment=deployment)
+                loaded[spec.bundle.resolve()] = ServedModel(
+                    spec.name,
+                    load(precision=precision),
+                    settings,
+                    open_variant=lambda variant, load=load: load(precision=variant),
                 )
-                loaded[spec.bundle.resolve()] = ServedModel(spec.name, reranker, settings)
     except BaseException:
         for model in loaded.values():
             model.close()
