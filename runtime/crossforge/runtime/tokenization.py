@@ -194,9 +194,10 @@ class PairTokenizer:
 def _read_span(encoding: Encoding, keep: int, characters: int, side: TruncationSide) -> tuple[int, int]:
     if len(encoding.ids) <= keep:
         return 0, characters
+    # A character that several tokens spell is read if all of them are kept.
     if side is TruncationSide.RIGHT:
-        return 0, int(encoding.offsets[keep - 1][1])
-    return int(encoding.offsets[-keep][0]), characters
+        return 0, int(min(encoding.offsets[keep - 1][1], encoding.offsets[keep][0]))
+    return int(max(encoding.offsets[-keep][0], encoding.offsets[-keep - 1][1])), characters
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -54,7 +54,7 @@ class TestPage:
         addresses: list[str] = []
 
         class Reader(HTMLParser):
-            def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            def handle_starttag(self, _tag: str, attributes: list[tuple[str, str | None]]) -> None:
                 addresses.extend(value or "" for name, value in attributes if name in ("href", "src", "action"))
                 assert not [name for name, _ in attributes if name == "style" or name.startswith("on")]
 

@@ -233,6 +233,7 @@ function show(answer, query) {
   $("status").textContent = summarize(answer, places);
   showQueryCut(query, answer.query_read);
   shown = true;
+  $("answer").dataset.shown = "";
 }
 
 function summarize({ runs, kendall_tau: tau }, places) {
