@@ -44,10 +44,25 @@ class ServedModel:
         name: What requests call it.
         reranker: Scores the pairs.
         settings: Whether requests are merged, and how many tokens may wait.
+
+    Raises:
+        InputError: No label of the model ranks, or the queue has no room for one pair.
     """
 
     def __init__(self, name: str, reranker: Reranker, settings: ServiceSettings | None = None) -> None:
         settings = settings or ServiceSettings()
+        if reranker.manifest.scoring.ranking_label is None:
+            raise InputError(
+                f"{name} classifies pairs and has no label that ranks",
+                got=", ".join(reranker.manifest.scoring.labels),
+                fix="Export it again with --ranking-label.",
+            )
+        if settings.max_queue_tokens < (longest := reranker.tokenizer.truncation.max_length):
+            raise InputError(
+                "max_queue_tokens is too small for one pair",
+                got=f"{settings.max_queue_tokens:,}",
+                allowed=f"{longest:,}, the longest that {name} reads, or more",
+            )
         self.name = name
         self.reranker = reranker
         self.session = WatchedSession(reranker.session)
@@ -107,7 +122,11 @@ def load_models(
                 reranker = Reranker.load(
                     spec.bundle, provider=provider, precision=precision, strict=strict, deployment=deployment
                 )
-                loaded[spec.bundle.resolve()] = ServedModel(spec.name, reranker, settings)
+                try:
+                    loaded[spec.bundle.resolve()] = ServedModel(spec.name, reranker, settings)
+                except InputError:
+                    reranker.close()
+                    raise
     except BaseException:
         for model in loaded.values():
             model.close()
