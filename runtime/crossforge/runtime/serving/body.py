@@ -1,8 +1,8 @@
 """Bodies to request models, and a message that says where they are wrong.
 
 Parsing runs on the event loop: pydantic holds the interpreter's lock while it parses, so a thread would gain nothing. What
-bounds it is ``max_body_bytes``, and that sizes are looked at before a model is: pydantic tells every fault that it finds, and
-a body of a few megabytes has room for a million of them.
+bounds it is ``max_body_bytes``, and a look at the sizes before a model sees them: pydantic tells every fault that it finds,
+and a body of a few megabytes has room for a million of them.
 """
 
 from __future__ import annotations
