@@ -15,6 +15,10 @@ from crossforge.runtime.serving.models import ServedModel
 from crossforge.runtime.serving.server import Server, bind, make_server, url_of
 from crossforge.runtime.serving.settings import ServiceSettings
 from support.builders import fake_reranker
+from support.sessions import GatedSession
+
+WARM_UP_BATCHES = 2
+"""The shortest pair, and the longest."""
 
 
 class RunningService:
@@ -65,3 +69,17 @@ def fake_service(
     model = ServedModel("tiny", fake_reranker(session, **(reranker or {})), chosen)
     with running({"tiny": model}, chosen) as service:
         yield service
+
+
+@contextmanager
+def gated_service(session: GatedSession | None = None, **settings: Any) -> Iterator[tuple[RunningService, GatedSession]]:
+    """A service whose batches wait until the test lets them through, once it is warm."""
+    session = session or GatedSession()
+    session.let_through(WARM_UP_BATCHES)
+    with fake_service(session, **settings) as service:
+        for _ in range(WARM_UP_BATCHES):
+            session.wait_for_a_batch()
+        try:
+            yield service, session
+        finally:
+            session.let_through()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="API keys, one a line.", show_default="open to everybody")
     ] = None,
-    max_body_mb: Annotated[float, typer.Option(help="Largest body of a request, in MB.")] = 8.0,
+    max_body_mb: Annotated[float, typer.Option(help="Largest body of a request, in MB.")] = 4.0,
     max_passages: Annotated[int, typer.Option(help="Most passages of a request.")] = 1_000,
     max_text_chars: Annotated[int, typer.Option(help="Most characters of a query or passage.")] = 100_000,
     max_queue_tokens: Annotated[int, typer.Option(help="Most tokens that wait for a model; beyond that, 429.")] = 262_144,
@@ -69,26 +70,28 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
     )
-    listening = bind(settings)
-    models = load_models(
-        [ModelSpec.parse(text) for text in bundle],
-        settings,
-        provider=provider,
-        precision=precision,
-        strict=strict,
-        deployment=None if deployment is None else DeploymentProfile.from_toml(deployment),
-    )
-    url = url_of(listening, settings)
-    for name, model in models.items():
-        err.print(f"[bold]{escape(name)}[/]  {escape(model.explain())}")
-    if not settings.api_keys and not _is_loopback(host):
-        err.print("[yellow]Warning:[/] everybody who reaches this address may use it; --api-key-file asks for a key")
-    configure_logging()
-    if as_json:
-        print_json({"url": url, "models": {name: model.explain() for name, model in models.items()}})
-    else:
-        err.print(f"[green]Serving[/] at {url}")
-    make_server(create_app(models, settings), settings).run(sockets=[listening])
+    # Bound before the models are loaded: a port that is taken is better known at once.
+    with bind(settings) as listening:
+        models = load_models(
+            [ModelSpec.parse(text) for text in bundle],
+            settings,
+            provider=provider,
+            precision=precision,
+            strict=strict,
+            deployment=None if deployment is None else DeploymentProfile.from_toml(deployment),
+        )
+        url = url_of(listening, settings)
+        for name, model in models.items():
+            err.print(f"[bold]{escape(name)}[/]  {escape(model.explain())}")
+        if not settings.api_keys and not _is_loopback(host):
+            err.print("[yellow]Warning:[/] everybody who reaches this address may use it; --api-key-file asks for a key")
+        configure_logging()
+        if as_json:
+            print_json({"url": url, "models": {name: model.explain() for name, model in models.items()}})
+            sys.stdout.flush()
+        else:
+            err.print(f"[green]Serving[/] at {url}")
+        make_server(create_app(models, settings), settings).run(sockets=[listening])
 
 
 def _is_loopback(host: str) -> bool:

@@ -130,7 +130,7 @@ class Problem:
             type_ = "invalid_request_error" if status < 500 else "internal_server_error"
             return {"object": "error", "message": self.message, "detail": {}, "type": type_}
         if dialect is Dialect.VLLM:
-            name = HTTPStatus(status).phrase.replace(" ", "") + "Error"
+            name = HTTPStatus(status).phrase.replace(" ", "").removesuffix("Error") + "Error"
             return {"error": {"message": self.message, "type": name, "param": None, "code": status}}
         return {"error": self.message}
 

@@ -46,6 +46,9 @@ class ServedModel:
         reranker: Scores the pairs.
         settings: Whether requests are merged, and how many tokens may wait.
         open_variant: Loads another variant of its bundle, where there is one.
+
+    Raises:
+        InputError: No label of the model ranks, or the queue has no room for one pair.
     """
 
     def __init__(
@@ -57,6 +60,18 @@ class ServedModel:
         open_variant: Callable[[Precision], Reranker] | None = None,
     ) -> None:
         settings = settings or ServiceSettings()
+        if reranker.manifest.scoring.ranking_label is None:
+            raise InputError(
+                f"{name} classifies pairs and has no label that ranks",
+                got=", ".join(reranker.manifest.scoring.labels),
+                fix="Export it again with --ranking-label.",
+            )
+        if settings.max_queue_tokens < (longest := reranker.tokenizer.truncation.max_length):
+            raise InputError(
+                "max_queue_tokens is too small for one pair",
+                got=f"{settings.max_queue_tokens:,}",
+                allowed=f"{longest:,}, the longest that {name} reads, or more",
+            )
         self.name = name
         self.reranker = reranker
         self.open_variant = open_variant
@@ -115,14 +130,20 @@ def load_models(
         for spec in specs:
             if spec.bundle.resolve() not in loaded:
                 load = partial(Reranker.load, spec.bundle, provider=provider, strict=strict, deployment=deployment)
-                loaded[spec.bundle.resolve()] = ServedModel(
-                    spec.name,
-                    load(precision=precision),
-                    settings,
-                    open_variant=lambda variant, load=load: load(precision=variant),
-                )
+                reranker = load(precision=precision)
+                try:
+                    loaded[spec.bundle.resolve()] = ServedModel(
+                        spec.name, reranker, settings, open_variant=partial(_load_variant, load)
+                    )
+                except InputError:
+                    reranker.close()
+                    raise
     except BaseException:
         for model in loaded.values():
             model.close()
         raise
     return {spec.name: loaded[spec.bundle.resolve()] for spec in specs}
+
+
+def _load_variant(load: Callable[..., Reranker], precision: Precision) -> Reranker:
+    return load(precision=precision)
