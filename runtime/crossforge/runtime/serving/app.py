@@ -13,16 +13,17 @@ from crossforge.runtime.serving import health, openapi, playground
 from crossforge.runtime.serving.auth import ApiKeys
 from crossforge.runtime.serving.dialects import ROUTERS
 from crossforge.runtime.serving.errors import Kind, Problem, ProblemError
-from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.gate import Gate
 from crossforge.runtime.serving.limits import BodyLimit
-from crossforge.runtime.serving.logs import LOG, RequestLog
+from crossforge.runtime.serving.logs import CLIENT_CLOSED, LOG, RequestLog
 from crossforge.runtime.serving.metrics import Metrics
 from crossforge.runtime.serving.models import ServedModel
 from crossforge.runtime.serving.replies import problem_response
 from crossforge.runtime.serving.service import ClientGoneError, Service
 from crossforge.runtime.serving.settings import ServiceSettings
 
+_CLOSE_S = 3.0
+"""For a model's workers to end: by now nobody waits for their answers."""
 _KIND_OF_STATUS = {404: Kind.NOT_FOUND, 405: Kind.METHOD}
 
 
@@ -55,7 +56,7 @@ def create_app(
         finally:
             service.draining = True
             for model in owned:
-                await asyncio.to_thread(model.close, timeout_s=settings.drain_timeout_s)
+                await asyncio.to_thread(model.close, timeout_s=_CLOSE_S)
             service.ready = False
             LOG.info("stopped")
 
@@ -83,9 +84,8 @@ async def _tell_problem(request: Request, error: Exception) -> Response:
     return problem_response(error.problem, request.scope)
 
 
-async def _tell_nobody(request: Request, _: Exception) -> Response:
-    facts_of(request.scope).abandoned = True
-    return Response(status_code=499)
+async def _tell_nobody(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED)
 
 
 async def _tell_http(request: Request, error: Exception) -> Response:
