@@ -233,6 +233,9 @@ function show(answer, query) {
   $("status").textContent = summarize(answer, places);
   showQueryCut(query, answer.query_read);
   shown = true;
+  // On a narrow screen the ranking is below the form; and whoever ranks again may have scrolled past its beginning.
+  const { top, bottom } = $("status").getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight) $("answer").scrollIntoView();
   $("answer").dataset.shown = "";
 }
 
