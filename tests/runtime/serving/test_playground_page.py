@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from crossforge.runtime.serving.models import ModelSpec, load_models
 from crossforge.runtime.serving.settings import ServiceSettings
 from support.chromium import Page, open_page, require_chromium
-from support.serving import RunningService, fake_service, running
+from support.serving import RunningService, fake_service, gated_service, running
 
 pytestmark = pytest.mark.slow
 
@@ -248,6 +249,21 @@ def test_problems_are_told_in_words(browser: Page) -> None:
         page.wait_for("fetch('ready').then(() => false, () => true)")
         page.click("#rank")
         wait_for_problem(page, "The service does not answer.")
+
+
+def test_a_full_queue_is_told_in_words(browser: Page) -> None:
+    with gated_service(max_queue_tokens=300) as (service, session), ThreadPoolExecutor(1) as other:
+        page = visit(browser, service)
+        held = other.submit(service.post, "/playground/rank", {"query": QUERY, "passages": PASSAGES})
+        session.wait_for_a_batch()
+        enter(page, QUERY, PASSAGES)
+        page.click("#rank")
+        wait_for_problem(page, "The service is busy. Try again in ")
+        session.let_through()
+        assert held.result().status_code == 200
+        page.click("#rank")
+        wait_for_ranking(page, "fp32")
+        browser.send("Page.navigate", url="about:blank")
 
 
 def test_a_key_is_asked_for_and_kept_in_memory_alone(browser: Page) -> None:
