@@ -39,6 +39,7 @@ from crossforge.profiles.errors import (
     SourceError,
     TruncationWarning,
 )
+from crossforge.profiles.gpu import GpuOptions
 from crossforge.profiles.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -97,6 +98,7 @@ __all__ = [
     "FileRecord",
     "GateError",
     "GoldenPair",
+    "GpuOptions",
     "InputError",
     "IntegrityError",
     "MachineError",

@@ -10,6 +10,8 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    FP16_CUDA = "fp16_cuda"
+    """For ONNX Runtime on CUDA alone: attention, residual sums and GELU as operators of its own."""
     INT8 = "int8"
     """For ONNX Runtime on the CPU: unsigned activations, signed weights."""
     INT8_QDQ = "int8_qdq"
