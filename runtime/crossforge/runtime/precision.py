@@ -65,6 +65,9 @@ def why_not(variant: Variant, machine: Machine, provider: ExecutionProvider) -> 
     """The reason for which ``auto`` passes a variant over; None if it does not."""
     if not variant.parity.passed:
         return "it failed its parity gate when the bundle was made"
+    judged_on = variant.quantization.get("judged_on")
+    if judged_on not in (None, provider):
+        return f"it was judged on {judged_on} alone; make it anew here, to have it judged on {provider}"
     needed = variant.instruction_sets if provider is ExecutionProvider.CPU else ()
     if needed and not set(needed) & set(machine.instruction_sets):
         return f"its integer products saturate on this processor, which has none of {', '.join(needed)}"

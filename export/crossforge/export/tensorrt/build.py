@@ -42,6 +42,11 @@ from crossforge.runtime.progress import Progress, Silent
 
 BUILDABLE = (Precision.FP16, Precision.INT8_QDQ, Precision.FP32)
 
+_FOR_ONNXRUNTIME = {
+    Precision.INT8: ("the CPU", "For int8 on a GPU: crossforge quantize BUNDLE --precision int8_qdq"),
+    Precision.FP16_CUDA: ("CUDA", "Build fp16, which TensorRT fuses itself."),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
@@ -135,11 +140,12 @@ def select_variant(manifest: Manifest, precision: Precision) -> Variant:
     """
     allowed = ", ".join(BUILDABLE)
     if precision not in BUILDABLE:
+        where, fix = _FOR_ONNXRUNTIME[precision]
         raise InputError(
-            f"the {precision} variant is for ONNX Runtime on the CPU and holds operators that TensorRT does not know",
+            f"the {precision} variant is for ONNX Runtime on {where} and holds operators that TensorRT does not know",
             got=precision,
             allowed=allowed,
-            fix="For int8 on a GPU: crossforge quantize BUNDLE --precision int8_qdq",
+            fix=fix,
         )
     variant = manifest.variants.get(precision)
     if variant is None:
