@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from crossforge.profiles import PREFERENCE, CostModel, DeploymentProfile, ExecutionProvider, GpuOptions, InputError, Precision
+from crossforge.profiles import (
+    PREFERENCE,
+    CostModel,
+    DeploymentProfile,
+    ExecutionProvider,
+    GpuOptions,
+    InputError,
+    Precision,
+)
 
 TERMS = "fixed_ms = 0.5\nper_token_ms = 0.01\nper_token_squared_ms = 0\n"
 COST = CostModel(fixed_ms=0.5, per_token_ms=0.01, per_token_squared_ms=0)

@@ -1,8 +1,6 @@
-"""What ONNX Runtime's exceptions mean on a GPU. The arena's are caused for real, on the CPU, whose arena is the same code."""
+"""What ONNX Runtime's exceptions mean on a GPU. The arena's are caused for real: the CPU's is the same code."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -43,7 +41,7 @@ def quiet() -> onnxruntime.SessionOptions:
 
 
 @pytest.fixture(scope="module")
-def limited() -> Iterator[onnxruntime.InferenceSession]:
+def limited() -> onnxruntime.InferenceSession:
     """A session whose arena may take 1 MiB, as ``gpu_mem_limit`` limits CUDA's."""
     arena = onnxruntime.OrtArenaCfg({"max_mem": 2**20, "arena_extend_strategy": 1})
     info = onnxruntime.OrtMemoryInfo(
@@ -52,7 +50,7 @@ def limited() -> Iterator[onnxruntime.InferenceSession]:
     onnxruntime.create_and_register_allocator(info, arena)  # only for sessions that ask for it
     options = quiet()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    yield onnxruntime.InferenceSession(greedy_graph(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(greedy_graph(), options, providers=["CPUExecutionProvider"])
 
 
 def test_an_arena_that_gets_no_more_is_out_of_memory() -> None:

@@ -73,7 +73,7 @@ def test_the_graph_that_was_not_used_for_longest_gives_way() -> None:
 
     def record(length: int) -> None:
         assert graphs.count((0, 1, length))
-        graphs.record((0, 1, length), lambda: None, lambda context: None)
+        graphs.record((0, 1, length), lambda: None, lambda _: None)
 
     record(1)
     record(2)
@@ -188,7 +188,16 @@ def test_the_installed_tensorrt_for_rtx_has_what_is_asked_of_it() -> None:
 
 
 def test_the_installed_cuda_bindings_have_what_is_asked_of_them() -> None:
-    cudart = pytest.importorskip("cuda.bindings.runtime", reason='cuda-bindings is not installed: pip install "crossforge[rtx]"')
-    for name in ("StreamBeginCapture", "StreamEndCapture", "GraphInstantiate", "GraphLaunch", "GraphDestroy", "GraphExecDestroy"):
+    cudart = pytest.importorskip(
+        "cuda.bindings.runtime", reason='cuda-bindings is not installed: pip install "crossforge[rtx]"'
+    )
+    for name in (
+        "StreamBeginCapture",
+        "StreamEndCapture",
+        "GraphInstantiate",
+        "GraphLaunch",
+        "GraphDestroy",
+        "GraphExecDestroy",
+    ):
         assert callable(getattr(cudart, f"cuda{name}"))
     assert int(cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal) == 1

@@ -151,7 +151,7 @@ class VariantMaker:
         self._accept(self._measure(Precision.FP16, converted.model, reference), settings)
 
     def _add_fp16_cuda(self, graph: ModelProto, reference: Floats) -> None:
-        """Fused for CUDA, then float16. Judged on CUDA where it runs, else on the CPU, as float16 is; the manifest says which.
+        """Fused for CUDA, then float16. Judged on CUDA where it runs, else on the CPU; the manifest says which.
 
         What is inside a fused attention can neither be measured nor be left in float32, so the plain graph must fit in
         float16 everywhere.
@@ -168,7 +168,8 @@ class VariantMaker:
             fused = fuse_for_cuda(graph)
             if not fused.changed:
                 raise InputError(
-                    f"nothing of this model can be fused for CUDA ({'; '.join(fused.notes)})", fix="Use fp16: it is the same."
+                    f"nothing of this model can be fused for CUDA ({'; '.join(fused.notes)})",
+                    fix="Use fp16: it is the same.",
                 )
             converted = convert_fp16(fused.model)
             provider = ExecutionProvider.CPU if why_not(ExecutionProvider.CUDA, self._machine) else ExecutionProvider.CUDA

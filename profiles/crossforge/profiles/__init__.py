@@ -39,7 +39,7 @@ from crossforge.profiles.errors import (
     SourceError,
     TruncationWarning,
 )
-from crossforge.profiles.gpu import GpuOptions
+from crossforge.profiles.gpu import EVERYTHING_OFF, GpuOptions
 from crossforge.profiles.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -76,6 +76,7 @@ __all__ = [
     "DEFAULT_MAX_PROFILES",
     "DEFAULT_WORKLOAD",
     "ENGINE_FOLDER",
+    "EVERYTHING_OFF",
     "MANIFEST_NAME",
     "PREFERENCE",
     "SCHEMA_VERSION",

@@ -9,7 +9,7 @@ from typing import Any
 
 from crossforge.profiles.cost import CostModel
 from crossforge.profiles.errors import InputError
-from crossforge.profiles.gpu import GpuOptions
+from crossforge.profiles.gpu import EVERYTHING_OFF, GpuOptions
 from crossforge.profiles.precision import Precision
 from crossforge.profiles.providers import PREFERENCE, ExecutionProvider
 
@@ -28,7 +28,7 @@ class DeploymentProfile:
     """Batches that run at the same time on the CPU, one thread each; None takes one per usable core, and one on a GPU."""
     cost: CostModel | None = None
     """Times of batches of ``precision`` on the first of ``providers``, measured with so many ``workers`` busy."""
-    gpu: GpuOptions = GpuOptions()
+    gpu: GpuOptions = EVERYTHING_OFF
     """How batches run where a GPU runs them."""
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ class GpuOptions:
     io_binding: bool = False
     """ONNX Runtime on CUDA: bind inputs to the device before a run, and logits to the array that is returned."""
     memory_limit_mb: int | None = None
-    """ONNX Runtime on CUDA: most MiB that its arena takes; None takes what the GPU has. A batch that needs more is halved."""
+    """ONNX Runtime on CUDA: most MiB that its arena takes; None is all. A batch that needs more is halved."""
 
     def __post_init__(self) -> None:
         for name in ("cuda_graphs", "io_binding"):
@@ -44,9 +44,7 @@ class GpuOptions:
     def to_toml(self) -> str:
         """The table as TOML text; what stands at its default is left out, and so is a table of nothing but defaults."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        lines = [
-            f"{name} = {str(value).lower()}" for name, value in values.items() if value != getattr(GpuOptions, name)
-        ]
+        lines = [f"{name} = {str(value).lower()}" for name, value in values.items() if value != getattr(GpuOptions, name)]
         return "\n".join(["[gpu]", *lines, ""]) if lines else ""
 
     @classmethod
@@ -62,3 +60,7 @@ class GpuOptions:
         if unknown := sorted(table.keys() - set(names)):
             raise InputError(f"unknown key {unknown[0]!r} in [gpu]", allowed=", ".join(names))
         return cls(**table)
+
+
+EVERYTHING_OFF = GpuOptions()
+"""What holds where nothing is said."""

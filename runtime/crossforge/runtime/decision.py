@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crossforge.profiles import PREFERENCE, EngineRecord, ExecutionProvider, GpuOptions
+from crossforge.profiles import EVERYTHING_OFF, PREFERENCE, EngineRecord, ExecutionProvider, GpuOptions
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.engines import EngineChoice, read_engines, select_engine
 from crossforge.runtime.machine import Machine
@@ -22,7 +22,7 @@ class Decision:
     """The TensorRT engine to run, if there is one for this machine."""
     choice: PrecisionChoice
     """The variant that the planned provider runs."""
-    gpu: GpuOptions = GpuOptions()
+    gpu: GpuOptions = EVERYTHING_OFF
     """How batches run on a GPU."""
 
     def explain(self) -> str:
@@ -41,7 +41,7 @@ def decide(
     order: Sequence[ExecutionProvider] = PREFERENCE,
     strict: bool = False,
     allow_host_code: bool = False,
-    gpu: GpuOptions = GpuOptions(),
+    gpu: GpuOptions = EVERYTHING_OFF,
 ) -> Decision:
     """Choose what runs a bundle. Reads the sidecars of its engines and no other file; asks no engine and no GPU.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossforge.profiles import (
+    EVERYTHING_OFF,
     BundleError,
     EngineError,
     EngineRecord,
@@ -50,7 +51,7 @@ def open_session(
     engine: EngineRecord | None = None,
     lanes: int = 1,
     allow_host_code: bool = False,
-    gpu: GpuOptions = GpuOptions(),
+    gpu: GpuOptions = EVERYTHING_OFF,
 ) -> OpenedSession:
     """Open the session of the first planned provider that loads.
 

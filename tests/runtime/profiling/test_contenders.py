@@ -43,7 +43,13 @@ def test_a_gpu_is_measured_beside_the_processor() -> None:
     assert [str(candidate) for candidate in candidates] == [
         "fp32 on cuda", "fp16 on cuda", "int8_qdq on cuda", "fp16_cuda on cuda", "fp32 on cpu", "int8 on cpu",
     ]  # fmt: skip
-    assert [item.what for item in skipped] == ["tensorrt", "int8 on cuda", "fp16 on cpu", "int8_qdq on cpu", "fp16_cuda on cpu"]
+    assert [item.what for item in skipped] == [
+        "tensorrt",
+        "int8 on cuda",
+        "fp16 on cpu",
+        "int8_qdq on cpu",
+        "fp16_cuda on cpu",
+    ]
 
 
 def test_a_variant_that_is_not_there_is_refused() -> None:

@@ -33,5 +33,7 @@ def open_tensorrt_session(
     cuda = Cuda(import_cudart(record.spec.backend.extra))  # first: TensorRT may crash where there is no device
     engine = load_engine(path, import_tensorrt(record.spec.backend), allow_host_code=allow_host_code)
     return TensorRTSession(
-        [EngineLane(engine, cuda, cuda_graphs=cuda_graphs) for _ in range(lanes)], engine.profiles, [tensor.name for tensor in engine.inputs]
+        [EngineLane(engine, cuda, cuda_graphs=cuda_graphs) for _ in range(lanes)],
+        engine.profiles,
+        [tensor.name for tensor in engine.inputs],
     )

@@ -18,7 +18,7 @@ from crossforge.runtime.sessions.tensorrt.cuda import Cuda
 Key = tuple[int, ...]
 """Profile, batch and sequence."""
 CAPTURE_AFTER = 4
-"""Runs of a shape before it is recorded: recording costs a run and more, which a shape that never comes again does not repay."""
+"""Runs of a shape before it is recorded, which costs a run and more; a shape that comes no more does not repay it."""
 MOST_GRAPHS = 16
 """For each lane. A graph takes memory on the host and the device; the one that was not used for longest gives way."""
 
