@@ -21,6 +21,11 @@ class ExecutionProvider(StrEnum):
             ExecutionProvider.CPU: "CPUExecutionProvider",
         }[self]
 
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether its batches are computed by the processor: many small ones side by side, instead of a few large ones."""
+        return self not in (ExecutionProvider.TENSORRT, ExecutionProvider.CUDA)
+
 
 PREFERENCE: tuple[ExecutionProvider, ...] = (
     ExecutionProvider.TENSORRT,

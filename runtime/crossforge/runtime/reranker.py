@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -189,7 +189,7 @@ class Reranker:
             precision=choice.precision,
             budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
             profiles=opened.profiles,
-            workers=deployment.workers or (usable_cores() if session.provider is ExecutionProvider.CPU else 1),
+            workers=deployment.workers or (usable_cores() if session.provider.runs_on_cpu else 1),
             cost=deployment.cost_on(session.provider, choice.precision),
             provider_plan=plan,
             precision_choice=choice,
@@ -288,6 +288,44 @@ class Reranker:
             )
         return relevance(logits, label) if activation is None else activate(logits, self._activation(activation))[:, label]
 
+    def compute_logits(
+        self,
+        pairs: EncodedPairs,
+        *,
+        budget_tokens: int | None = None,
+        workers: int = 1,
+        cost: CostModel | None = None,
+        executor: Executor | None = None,
+    ) -> tuple[Floats, list[BatchPlan]]:
+        """Run encoded pairs through the session as they are, unchecked: for whoever has workers of their own.
+
+        Args:
+            pairs: What to compute, by this reranker's tokenizer.
+            budget_tokens: Largest ``batch x sequence`` of a batch; None takes the reranker's.
+            workers: Batches that run at the same time, in ``executor``.
+            cost: Predicted times of batches, for cuts of the least time.
+            executor: Runs batches; None runs them one after another on the calling thread.
+
+        Returns:
+            float32 [n, labels] in the order of ``pairs``, and the batches that it took.
+
+        Raises:
+            EngineError: The engine failed, or answered in another shape.
+        """
+        return compute_logits(
+            self.session,
+            pairs,
+            template=self.manifest.pair_template,
+            pad_token_id=self.manifest.pad_token_id,
+            labels=len(self.manifest.scoring.labels),
+            budget_tokens=budget_tokens or self.budget_tokens,
+            profiles=self.profiles,
+            workers=workers,
+            cost=cost,
+            executor=executor,
+            timed=self._timed,
+        )
+
     def check_finite(self, logits: Floats) -> None:
         """Check logits, float32 [n, labels].
 
@@ -348,19 +386,7 @@ class Reranker:
     def _score(self, pairs: EncodedPairs) -> ScoredPairs:
         if self._closed:
             raise EngineError("the reranker is closed")
-        logits, plans = compute_logits(
-            self.session,
-            pairs,
-            template=self.manifest.pair_template,
-            pad_token_id=self.manifest.pad_token_id,
-            labels=len(self.manifest.scoring.labels),
-            budget_tokens=self.budget_tokens,
-            profiles=self.profiles,
-            workers=self.workers,
-            cost=self.cost,
-            executor=self._pool,
-            timed=self._timed,
-        )
+        logits, plans = self.compute_logits(pairs, workers=self.workers, cost=self.cost, executor=self._pool)
         with self._timed("postprocess"):
             return self._check(pairs, logits, plans)
 
