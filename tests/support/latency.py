@@ -49,6 +49,8 @@ def make_variant_facts(precision: Precision, *, provider: str = "cpu", **overrid
     facts: dict[str, Any] = {
         "provider": provider,
         "precision": precision,
+        "workers": 2,
+        "budget_tokens": 384,
         "size_bytes": size_bytes,
         "load_ms": size_bytes / 5e5,
         "first_call_ms": 7.4,

@@ -36,8 +36,10 @@ from crossforge.profiles.errors import (
     ProviderFallbackWarning,
     ProviderUnavailableError,
     SchemaVersionError,
+    ServiceError,
     SourceError,
     TruncationWarning,
+    UnknownTokensWarning,
 )
 from crossforge.profiles.manifest import (
     MANIFEST_NAME,
@@ -114,6 +116,7 @@ __all__ = [
     "ProviderUnavailableError",
     "SchemaVersionError",
     "Scoring",
+    "ServiceError",
     "ShapeRange",
     "Source",
     "SourceError",
@@ -122,6 +125,7 @@ __all__ = [
     "Truncation",
     "TruncationSide",
     "TruncationWarning",
+    "UnknownTokensWarning",
     "Variant",
     "Workload",
     "batch_limits",

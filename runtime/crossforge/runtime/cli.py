@@ -33,7 +33,9 @@ BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", sho
 ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda or cpu.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bundle.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
-DeploymentOption = Annotated[Path | None, typer.Option(help="A deployment profile (TOML).", show_default=False)]
+DeploymentOption = Annotated[
+    Path | None, typer.Option(help="A deployment profile (TOML), as tune writes it.", show_default=False)
+]
 QueryOption = Annotated[str | None, typer.Option("--query", "-q", help="The query.", show_default=False)]
 
 

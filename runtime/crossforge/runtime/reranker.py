@@ -18,7 +18,6 @@ from crossforge.profiles import (
     CrossforgeError,
     DeploymentProfile,
     EngineError,
-    ExecutionProvider,
     InputError,
     Manifest,
     NonFiniteLogitsError,

@@ -207,16 +207,6 @@ def test_a_report_without_answers_has_no_percentiles() -> None:
     assert report.share_within(1e9) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "cannot read"), ("[]", "no load report of this version"), ('{"schema_version": 1}', "is missing")],
-)
-def test_a_file_that_is_no_report_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "load.json").write_text(text)
-    with pytest.raises(InputError, match=message):
-        LoadReport.read(tmp_path / "load.json")
-
-
 def test_the_highest_rate_meets_the_slo_and_a_little_more_does_not() -> None:
     clock = SimulatedClock()
     slo = Slo(latency_ms=50.0)

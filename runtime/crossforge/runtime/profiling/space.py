@@ -67,9 +67,7 @@ def _default_setting(provider: ExecutionProvider, precision: Precision, machine:
     return Setting(provider=provider, precision=precision, workers=workers, budget_tokens=default_budget_tokens(provider))
 
 
-def _why_it_does_not_run(
-    bundle: Bundle, machine: Machine, provider: ExecutionProvider, precision: Precision
-) -> str | None:
+def _why_it_does_not_run(bundle: Bundle, machine: Machine, provider: ExecutionProvider, precision: Precision) -> str | None:
     """A provider that runs the bundle need not run every variant of it: a TensorRT engine is of one."""
     try:
         decide(bundle, machine, provider=provider, precision=precision, strict=True)
