@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 """The one name that the page uses of the library."""
 _ABSENT = "–"
+_CAPTION_CHARS = 140
+"""Of a line below a title in a picture, which does not wrap by itself."""
 
 
 def require_page_library() -> None:
@@ -90,9 +93,12 @@ def write_latency_picture(
 
     figures = draw_figures(report)
     charts: list[Any] = [
-        figure.chart.properties(title=alt.Title(figure.title, subtitle=figure.caption, anchor="start")) for figure in figures
+        figure.chart.properties(
+            title=alt.Title(figure.title, subtitle=textwrap.wrap(figure.caption, _CAPTION_CHARS), anchor="start")
+        )
+        for figure in figures
     ]
-    column = alt.vconcat(*charts, spacing=36).resolve_scale(color="independent")
+    column = alt.vconcat(*charts, spacing=36).resolve_scale(color="independent", shape="independent")
     config = THEMES[theme] | {"padding": 20}
     _write(Path(path), vl_convert.vegalite_to_png(_specification(column), config=config, scale=scale))
 
