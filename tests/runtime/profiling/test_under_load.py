@@ -151,7 +151,7 @@ def test_a_run_is_sent_to_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         result = crossforge("profile", "--url", server.url, "--rate", "40", *SHORT, "--workload", run_file)
 
     assert result.exit_code == 0, result.stderr
-    assert "1 queries of run.jsonl" in result.stdout
+    assert "1 query of run.jsonl" in result.stdout
     assert server.requests[0]["texts"] == ["the city ", "the city the city ", "the city the city the city "]
 
 

@@ -146,7 +146,8 @@ def plan_requests(options: ProfileOptions, tokenizer: PairTokenizer | None) -> t
         records = [record for record in read_run(options.workload) if record.passages]
         if not records:
             raise InputError(f"{options.workload} holds no pair", allowed="a query with one passage or more")
-        return records, f"{len(records)} queries of {options.workload.name}"
+        queries = "1 query" if len(records) == 1 else f"{len(records)} queries"
+        return records, f"{queries} of {options.workload.name}"
     if tokenizer is None:
         calls, what = _calls_by_words(options.candidates)
     else:
