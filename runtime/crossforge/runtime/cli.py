@@ -86,7 +86,11 @@ def score(
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     if as_json:
         cut = {"truncated": scored.truncated.tolist(), "query_truncated": scored.query_truncated.tolist()}
-        print_json({"scores": scores.tolist(), **cut, "unknown_tokens": scored.unknown_tokens.tolist(), **used})
+        unknown = {
+            "unknown_tokens": scored.unknown_tokens.tolist(),
+            "mostly_unknown": scored.mostly_unknown.tolist(),
+        }
+        print_json({"scores": scores.tolist(), **cut, **unknown, **used})
         return
     _say_what_was_cut(int(scored.truncated.sum()), len(texts))
     _say_what_is_unknown(int((scored.unknown_tokens > 0).sum()), len(texts))

@@ -25,6 +25,7 @@ from crossforge.profiles import (
     Precision,
     ProviderFallbackWarning,
     TruncationWarning,
+    UnknownTokensWarning,
 )
 from crossforge.runtime.activation import Floats, activate, relevance
 from crossforge.runtime.batching import BatchPlan, padding_waste
@@ -53,6 +54,8 @@ class ScoredPairs:
     """Pairs of whose query the model did not see all: bool [n]."""
     unknown_tokens: NDArray[np.int32]
     """Tokens of each pair that stand for text the tokenizer has no token for: int32 [n]."""
+    mostly_unknown: NDArray[np.bool_]
+    """Pairs of which a text is mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
     token_counts: NDArray[np.int32]
     """Tokens of each pair, special tokens included: int32 [n]."""
     batches: int
@@ -220,9 +223,10 @@ class Reranker:
 
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
+            UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
         scored = self._score(self._encode(query, passages))
-        warn_of_truncation(scored)
+        warn_of_losses(scored)
         return self.relevance(scored.logits, activation=activation)
 
     def predict(self, pairs: Sequence[tuple[str, str]], *, activation: Activation | str | None = None) -> Floats:
@@ -241,9 +245,10 @@ class Reranker:
 
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
+            UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
         scored = self.score_pairs(pairs)
-        warn_of_truncation(scored)
+        warn_of_losses(scored)
         scores = activate(scored.logits, self._activation(activation))
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
@@ -260,9 +265,13 @@ class Reranker:
 
         Raises:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
+
+        Warns:
+            UnknownTokensWarning: As :meth:`score`. What was cut is in the result.
         """
         check_top_k(top_k)
         scored = self._score(self._encode(query, passages))
+        warn_of_losses(scored, truncation=False)
         with self._timed("postprocess"):
             return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
@@ -396,6 +405,7 @@ class Reranker:
             truncated=pairs.truncated,
             query_truncated=pairs.query_truncated,
             unknown_tokens=pairs.unknown_tokens,
+            mostly_unknown=pairs.mostly_unknown,
             token_counts=pairs.lengths,
             batches=len(plans),
             padding_waste=padding_waste(plans, pairs.lengths),
@@ -410,11 +420,23 @@ class Reranker:
             raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
 
 
-def warn_of_truncation(scored: ScoredPairs) -> None:
-    """Warn the caller's caller that text was cut, where it was."""
-    if count := int(scored.truncated.sum()):
+def warn_of_losses(scored: ScoredPairs, *, truncation: bool = True) -> None:
+    """Warn the caller's caller that the model did not see a text, or could not read it.
+
+    Args:
+        scored: What was scored.
+        truncation: Whether to tell what was cut; false where the result itself says so.
+    """
+    if truncation and (count := int(scored.truncated.sum())):
         warnings.warn(
             f"{count} of {len(scored.truncated)} pairs were too long for the model and were cut; score_pairs() says which",
             TruncationWarning,
+            stacklevel=3,
+        )
+    if count := int(scored.mostly_unknown.sum()):
+        warnings.warn(
+            f"{count} of {len(scored.mostly_unknown)} pairs are mostly text that the model has no token for, so their "
+            "scores mean little; score_pairs() says which",
+            UnknownTokensWarning,
             stacklevel=3,
         )

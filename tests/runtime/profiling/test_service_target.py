@@ -34,8 +34,14 @@ def test_requests_are_those_of_text_embeddings_inference() -> None:
     assert set(run.outcomes) == {Outcome.ANSWERED}
     assert len(server.requests) == 1 + len(run.outcomes)  # one that is no sample
     assert server.requests[:2] == [
-        {"path": "/rerank", "query": "query 1", "texts": ["text 0 ü"], "raw_scores": True},
-        {"path": "/rerank", "query": "query 3", "texts": ["text 0 ü", "text 1 ü", "text 2 ü"], "raw_scores": True},
+        {"path": "/rerank", "query": "query 1", "texts": ["text 0 ü"], "raw_scores": True, "truncate": True},
+        {
+            "path": "/rerank",
+            "query": "query 3",
+            "texts": ["text 0 ü", "text 1 ü", "text 2 ü"],
+            "raw_scores": True,
+            "truncate": True,
+        },
     ]
 
 

@@ -58,6 +58,7 @@ class Request:
             truncated=pairs.truncated,
             query_truncated=pairs.query_truncated,
             unknown_tokens=pairs.unknown_tokens,
+            mostly_unknown=pairs.mostly_unknown,
             token_counts=pairs.lengths,
             batches=self.batches,
             padding_waste=1.0 - float(pairs.lengths.sum()) / self.padded_tokens if self.padded_tokens else 0.0,
@@ -111,4 +112,5 @@ def join_pairs(parts: Sequence[Part]) -> EncodedPairs:
         truncated=np.concatenate(each("truncated")),
         query_truncated=np.concatenate(each("query_truncated")),
         unknown_tokens=np.concatenate(each("unknown_tokens")),
+        mostly_unknown=np.concatenate(each("mostly_unknown")),
     )

@@ -171,7 +171,7 @@ def _parse_url(url: str) -> tuple[type[HTTPConnection], str, int, str]:
 
 def _body(record: QueryRecord) -> bytes:
     texts = [passage.text for passage in record.passages]
-    return json.dumps({"query": record.query, "texts": texts, "raw_scores": True}).encode()
+    return json.dumps({"query": record.query, "texts": texts, "raw_scores": True, "truncate": True}).encode()
 
 
 def _shown(answer: bytes) -> str:
