@@ -22,8 +22,8 @@ class ExecutionProvider(StrEnum):
         }[self]
 
     @property
-    def runs_on_cpu(self) -> bool:
-        """Whether its batches are computed by the processor: many small ones side by side, instead of a few large ones."""
+    def is_cpu(self) -> bool:
+        """Whether it computes on the processor: many small batches side by side, instead of a few large ones."""
         return self not in (ExecutionProvider.TENSORRT, ExecutionProvider.CUDA)
 
 

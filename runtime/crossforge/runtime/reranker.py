@@ -199,7 +199,7 @@ class Reranker:
             precision=choice.precision,
             budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
             profiles=opened.profiles,
-            workers=deployment.workers or (usable_cores() if session.provider.runs_on_cpu else 1),
+            workers=deployment.workers or (usable_cores() if session.provider.is_cpu else 1),
             cost=deployment.cost_on(session.provider, choice.precision),
             provider_plan=plan,
             precision_choice=choice,

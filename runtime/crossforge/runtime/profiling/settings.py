@@ -80,9 +80,9 @@ def candidate_settings(
     """
     settings = dict.fromkeys(also)
     for provider, precisions in variants.items():
-        workers = sorted({1, max(1, cores // 2), cores}, reverse=True) if provider.runs_on_cpu else _GPU_WORKERS
+        workers = sorted({1, max(1, cores // 2), cores}, reverse=True) if provider.is_cpu else _GPU_WORKERS
         for precision in precisions:
             for count in workers:
-                for budget in _CPU_BUDGETS if provider.runs_on_cpu else _GPU_BUDGETS:
+                for budget in _CPU_BUDGETS if provider.is_cpu else _GPU_BUDGETS:
                     settings[Setting(provider=provider, precision=precision, workers=count, budget_tokens=budget)] = None
     return tuple(settings)

@@ -63,7 +63,7 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
 
 
 def _default_setting(provider: ExecutionProvider, precision: Precision, machine: Machine) -> Setting:
-    workers = machine.usable_cores if provider.runs_on_cpu else 1
+    workers = machine.usable_cores if provider.is_cpu else 1
     return Setting(provider=provider, precision=precision, workers=workers, budget_tokens=default_budget_tokens(provider))
 
 
