@@ -53,9 +53,8 @@ def main() -> None:
     draw = random.Random(7)
     lengths = [draw.randint(20, 256) for _ in range(PAIRS)]
     cost = CostModel(fixed_ms=0.3, per_token_ms=0.02, per_token_squared_ms=1e-5)
-    print(
-        f"\nPlanning {PAIRS} pairs, median ms of processor time\n\n| budget | workers | without a cost model | with one |\n|---|---|---|---|"
-    )
+    print(f"\nPlanning {PAIRS} pairs, median ms of processor time\n")
+    print("| budget | workers | without a cost model | with one |\n|---|---|---|---|")
     for budget in BUDGETS:
         for workers in WORKERS:
             plain, fast = (
