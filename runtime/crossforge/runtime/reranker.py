@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
+    ClosedError,
     CostModel,
     CrossforgeError,
     DeploymentProfile,
@@ -39,7 +40,7 @@ from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
-from crossforge.runtime.timing import StageTimer, untimed
+from crossforge.runtime.timing import RequestTimes, StageTimer, untimed
 from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
@@ -64,6 +65,8 @@ class ScoredPairs:
     """It took so many for the pairs that differ; equal pairs are computed once."""
     padding_waste: float
     """Share of the computed tokens that were padding, 0.0 to 1.0."""
+    times: RequestTimes | None = None
+    """Where the time went, if a micro-batcher scored them."""
 
 
 class Reranker:
@@ -233,7 +236,7 @@ class Reranker:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
             UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
-        scored = self._score(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages))
         warn_of_losses(scored)
         return self.relevance(scored.logits, activation=activation)
 
@@ -278,7 +281,7 @@ class Reranker:
             UnknownTokensWarning: As :meth:`score`. What was cut is in the result.
         """
         check_top_k(top_k)
-        scored = self._score(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages))
         warn_of_losses(scored, truncation=False)
         with self._timed("postprocess"):
             return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
@@ -287,7 +290,28 @@ class Reranker:
         """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
         with self._timed("tokenize"):
             encoded = self.tokenizer.encode_pairs(pairs)
-        return self._score(encoded)
+        return self.score_encoded(encoded)
+
+    def score_encoded(self, pairs: EncodedPairs) -> ScoredPairs:
+        """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
+        if self._closed:
+            raise ClosedError("the reranker is closed")
+        with self._timed("plan"):
+            distinct = find_distinct(pairs)
+        logits, plans = self.compute_logits(distinct.pairs, workers=self.workers, cost=self.cost, executor=self._pool)
+        with self._timed("postprocess"):
+            logits = logits[distinct.position]
+            self.check_finite(logits)
+            return ScoredPairs(
+                logits=logits,
+                truncated=pairs.truncated,
+                query_truncated=pairs.query_truncated,
+                unknown_tokens=pairs.unknown_tokens,
+                mostly_unknown=pairs.mostly_unknown,
+                token_counts=pairs.lengths,
+                batches=len(plans),
+                padding_waste=padding_waste(plans, distinct.pairs.lengths),
+            )
 
     def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
         """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
@@ -398,26 +422,6 @@ class Reranker:
     def _encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
         with self._timed("tokenize"):
             return self.tokenizer.encode(query, passages)
-
-    def _score(self, pairs: EncodedPairs) -> ScoredPairs:
-        if self._closed:
-            raise EngineError("the reranker is closed")
-        with self._timed("plan"):
-            distinct = find_distinct(pairs)
-        logits, plans = self.compute_logits(distinct.pairs, workers=self.workers, cost=self.cost, executor=self._pool)
-        with self._timed("postprocess"):
-            logits = logits[distinct.position]
-            self.check_finite(logits)
-            return ScoredPairs(
-                logits=logits,
-                truncated=pairs.truncated,
-                query_truncated=pairs.query_truncated,
-                unknown_tokens=pairs.unknown_tokens,
-                mostly_unknown=pairs.mostly_unknown,
-                token_counts=pairs.lengths,
-                batches=len(plans),
-                padding_waste=padding_waste(plans, distinct.pairs.lengths),
-            )
 
     def _activation(self, activation: Activation | str | None) -> Activation:
         if activation is None:
