@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,6 @@ from crossforge.profiles import (
     CrossforgeError,
     DeploymentProfile,
     EngineError,
-    ExecutionProvider,
     InputError,
     Manifest,
     NonFiniteLogitsError,
@@ -27,9 +26,10 @@ from crossforge.profiles import (
     Precision,
     ProviderFallbackWarning,
     TruncationWarning,
+    UnknownTokensWarning,
 )
 from crossforge.runtime.activation import Floats, activate, relevance
-from crossforge.runtime.batching import padding_waste
+from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.distinct import find_distinct
@@ -57,6 +57,8 @@ class ScoredPairs:
     """Pairs of whose query the model did not see all: bool [n]."""
     unknown_tokens: NDArray[np.int32]
     """Tokens of each pair that stand for text the tokenizer has no token for: int32 [n]."""
+    mostly_unknown: NDArray[np.bool_]
+    """Pairs of which a text is mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
     token_counts: NDArray[np.int32]
     """Tokens of each pair, special tokens included: int32 [n]."""
     batches: int
@@ -201,7 +203,7 @@ class Reranker:
             precision=choice.precision,
             budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
             profiles=opened.profiles,
-            workers=deployment.workers or (usable_cores() if session.provider is ExecutionProvider.CPU else 1),
+            workers=deployment.workers or (usable_cores() if session.provider.is_cpu else 1),
             cost=deployment.cost_on(session.provider, choice.precision),
             provider_plan=plan,
             precision_choice=choice,
@@ -233,9 +235,10 @@ class Reranker:
 
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
+            UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
         scored = self.score_encoded(self._encode(query, passages))
-        warn_of_truncation(scored)
+        warn_of_losses(scored)
         return self.relevance(scored.logits, activation=activation)
 
     def predict(self, pairs: Sequence[tuple[str, str]], *, activation: Activation | str | None = None) -> Floats:
@@ -254,9 +257,10 @@ class Reranker:
 
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
+            UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
         scored = self.score_pairs(pairs)
-        warn_of_truncation(scored)
+        warn_of_losses(scored)
         scores = activate(scored.logits, self._activation(activation))
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
@@ -273,9 +277,13 @@ class Reranker:
 
         Raises:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
+
+        Warns:
+            UnknownTokensWarning: As :meth:`score`. What was cut is in the result.
         """
         check_top_k(top_k)
         scored = self.score_encoded(self._encode(query, passages))
+        warn_of_losses(scored, truncation=False)
         with self._timed("postprocess"):
             return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
@@ -291,19 +299,7 @@ class Reranker:
             raise ClosedError("the reranker is closed")
         with self._timed("plan"):
             distinct = find_distinct(pairs)
-        logits, plans = compute_logits(
-            self.session,
-            distinct.pairs,
-            template=self.manifest.pair_template,
-            pad_token_id=self.manifest.pad_token_id,
-            labels=len(self.manifest.scoring.labels),
-            budget_tokens=self.budget_tokens,
-            profiles=self.profiles,
-            workers=self.workers,
-            cost=self.cost,
-            executor=self._pool,
-            timed=self._timed,
-        )
+        logits, plans = self.compute_logits(distinct.pairs, workers=self.workers, cost=self.cost, executor=self._pool)
         with self._timed("postprocess"):
             logits = logits[distinct.position]
             self.check_finite(logits)
@@ -312,6 +308,7 @@ class Reranker:
                 truncated=pairs.truncated,
                 query_truncated=pairs.query_truncated,
                 unknown_tokens=pairs.unknown_tokens,
+                mostly_unknown=pairs.mostly_unknown,
                 token_counts=pairs.lengths,
                 batches=len(plans),
                 padding_waste=padding_waste(plans, distinct.pairs.lengths),
@@ -331,6 +328,44 @@ class Reranker:
                 fix="Use predict(), or export it again with --ranking-label.",
             )
         return relevance(logits, label) if activation is None else activate(logits, self._activation(activation))[:, label]
+
+    def compute_logits(
+        self,
+        pairs: EncodedPairs,
+        *,
+        budget_tokens: int | None = None,
+        workers: int = 1,
+        cost: CostModel | None = None,
+        executor: Executor | None = None,
+    ) -> tuple[Floats, list[BatchPlan]]:
+        """Run encoded pairs through the session as they are, unchecked: for whoever has workers of their own.
+
+        Args:
+            pairs: What to compute, by this reranker's tokenizer.
+            budget_tokens: Largest ``batch x sequence`` of a batch; None takes the reranker's.
+            workers: Batches that run at the same time, in ``executor``.
+            cost: Predicted times of batches, for cuts of the least time.
+            executor: Runs batches; None runs them one after another on the calling thread.
+
+        Returns:
+            float32 [n, labels] in the order of ``pairs``, and the batches that it took.
+
+        Raises:
+            EngineError: The engine failed, or answered in another shape.
+        """
+        return compute_logits(
+            self.session,
+            pairs,
+            template=self.manifest.pair_template,
+            pad_token_id=self.manifest.pad_token_id,
+            labels=len(self.manifest.scoring.labels),
+            budget_tokens=budget_tokens or self.budget_tokens,
+            profiles=self.profiles,
+            workers=workers,
+            cost=cost,
+            executor=executor,
+            timed=self._timed,
+        )
 
     def check_finite(self, logits: Floats) -> None:
         """Check logits, float32 [n, labels].
@@ -398,11 +433,23 @@ class Reranker:
             raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
 
 
-def warn_of_truncation(scored: ScoredPairs) -> None:
-    """Warn the caller's caller that text was cut, where it was."""
-    if count := int(scored.truncated.sum()):
+def warn_of_losses(scored: ScoredPairs, *, truncation: bool = True) -> None:
+    """Warn the caller's caller that the model did not see a text, or could not read it.
+
+    Args:
+        scored: What was scored.
+        truncation: Whether to tell what was cut; false where the result itself says so.
+    """
+    if truncation and (count := int(scored.truncated.sum())):
         warnings.warn(
             f"{count} of {len(scored.truncated)} pairs were too long for the model and were cut; score_pairs() says which",
             TruncationWarning,
+            stacklevel=3,
+        )
+    if count := int(scored.mostly_unknown.sum()):
+        warnings.warn(
+            f"{count} of {len(scored.mostly_unknown)} pairs are mostly text that the model has no token for, so their "
+            "scores mean little; score_pairs() says which",
+            UnknownTokensWarning,
             stacklevel=3,
         )
