@@ -10,6 +10,7 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.batching import BatchPlan, plan_batches
 from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.cross_encoder import CrossEncoder
 from crossforge.runtime.providers import ProviderPlan, select_providers
 from crossforge.runtime.ranking import RankedPassage
 from crossforge.runtime.reranker import Reranker, ScoredPairs
@@ -20,6 +21,7 @@ __all__ = [
     "Activation",
     "BatchPlan",
     "Bundle",
+    "CrossEncoder",
     "CrossforgeError",
     "DeploymentProfile",
     "EncodedPairs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,11 +267,14 @@ class Reranker:
         with self._timed("postprocess"):
             return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> ScoredPairs:
-        """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
+    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
+        """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched.
+
+        ``on_batch`` is told the number of pairs after each batch.
+        """
         with self._timed("tokenize"):
             encoded = self.tokenizer.encode_pairs(pairs)
-        return self._score(encoded)
+        return self._score(encoded, on_batch)
 
     def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
         """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
@@ -345,7 +348,7 @@ class Reranker:
         with self._timed("tokenize"):
             return self.tokenizer.encode(query, passages)
 
-    def _score(self, pairs: EncodedPairs) -> ScoredPairs:
+    def _score(self, pairs: EncodedPairs, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
         if self._closed:
             raise EngineError("the reranker is closed")
         logits, plans = compute_logits(
@@ -359,6 +362,7 @@ class Reranker:
             workers=self.workers,
             cost=self.cost,
             executor=self._pool,
+            on_batch=on_batch,
             timed=self._timed,
         )
         with self._timed("postprocess"):
