@@ -199,7 +199,9 @@ def test_an_activation_can_be_named_without_torch(one: Both) -> None:
             one.ours.predict(PAIRS, activation_fn=name),  # type: ignore[arg-type]
             one.original.predict(PAIRS, activation_fn=original),
         )
-    with pytest.raises(InputError, match="unknown activation; got 'relu'; allowed: identity, sigmoid, softmax, or a function"):
+    with pytest.raises(
+        InputError, match="unknown activation; got 'relu'; allowed: identity, sigmoid, softmax, or a function"
+    ):
         one.ours.predict(PAIRS, activation_fn="relu")
 
 
@@ -304,7 +306,7 @@ def test_other_devices_and_pools_are_refused(one: Both, options: dict[str, Any],
 
 
 def test_processing_kwargs_are_refused(one: Both) -> None:
-    with pytest.raises(InputError, match="does not take processing_kwargs; got {'text'"):
+    with pytest.raises(InputError, match=r"does not take processing_kwargs; got \{'text'"):
         one.ours.predict(PAIRS, processing_kwargs={"text": {"max_length": 9}})
 
 
@@ -393,10 +395,11 @@ def test_rank_refuses_what_is_surely_a_mistake(one: Both) -> None:
 def test_max_length_cuts_as_in_the_original(one: Both, max_length: int) -> None:
     original = Original(str(one.checkpoint), device="cpu", max_length=max_length)
     pairs = [("the city", LONG_PAIR[1]), *PAIRS[:1]] if max_length == 12 else [LONG_PAIR, *PAIRS]
-    with CrossEncoder(one.bundle, max_length=max_length) as ours, pytest.warns(TruncationWarning):
+    with CrossEncoder(one.bundle, max_length=max_length) as ours:
         assert ours.max_length == ours.max_seq_length == original.max_seq_length == max_length
-        assert_same(ours.predict(pairs[:1]), original.predict(pairs[:1]))
-        assert_same(ours.predict(pairs), original.predict(pairs))
+        with pytest.warns(TruncationWarning):
+            scores = ours.predict(pairs)
+        assert_same(scores, original.predict(pairs))
 
 
 @pytest.mark.parametrize("max_length", [4, 97])
@@ -478,7 +481,9 @@ def test_no_bundle_and_a_hub_id_that_is_none_are_refused(tmp_path: Path) -> None
         CrossEncoder(str(tmp_path / "cross-encoder" / "ms-marco-MiniLM-L6-v2"))
 
 
-@pytest.mark.parametrize("options", [{"precision": "fp16"}, {"model_kwargs": {"file_name": "onnx/model_fp16.onnx"}}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"precision": "fp16"}, {"model_kwargs": {"file_name": "onnx/model_fp16.onnx"}}], ids=str
+)
 def test_a_variant_is_chosen(tmp_path: Path, options: dict[str, Any]) -> None:
     bundle = write_bundle(tmp_path / "bundle", precisions=(Precision.FP32, Precision.FP16))
     with CrossEncoder(bundle, **options, device="cpu") as model:
