@@ -25,6 +25,7 @@ from crossforge.runtime import Activation, CrossEncoder
 from support.builders import write_bundle
 from support.tiny_models import save_tiny_model
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sentence-transformers.md").read_text(encoding="utf-8")
 QUERY = "How many people live in Berlin?"
 DOCUMENTS = [
     "Berlin has a population of 3,520,031 registered inhabitants.",
@@ -108,8 +109,7 @@ def test_every_argument_of_the_original_is_there_in_its_place_with_its_default(n
 
 
 def test_the_page_has_a_row_for_every_argument() -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "sentence-transformers.md").read_text(encoding="utf-8")
-    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("|"))
+    rows = "\n".join(line.split("|")[1] for line in PAGE.splitlines() if line.startswith("|"))
     named = set(re.findall(r"`(\w+)`", rows))
     arguments = {n for name in ("__init__", "predict", "rank") for n in arguments_of(getattr(CrossEncoder, name))}
     assert arguments - {"self"} <= named
@@ -301,8 +301,9 @@ def test_the_device_where_the_model_runs_is_taken(one: Both, device: Any) -> Non
 )
 def test_other_devices_and_pools_are_refused(one: Both, options: dict[str, Any], words: str) -> None:
     for call in (lambda: one.ours.predict(PAIRS, **options), lambda: one.ours.rank(QUERY, DOCUMENTS, **options)):
-        with pytest.raises(InputError, match=re.escape(words)):
+        with pytest.raises(InputError, match=re.escape(words)) as refusal:
             call()
+        assert f'"{refusal.value.what}"' in PAGE
 
 
 def test_processing_kwargs_are_refused(one: Both) -> None:
@@ -458,13 +459,18 @@ def test_what_has_no_effect_on_a_bundle_is_taken(one: Both, tmp_path: Path) -> N
         ),
         ({"activation_fn": "relu"}, "unknown activation"),
         ({"precision": "int3"}, "unknown precision"),
-        ({"model_name": "x"}, "model_name is the old name of model_name_or_path, and both are given"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_a_bundle_cannot_honour_is_refused(one: Both, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=re.escape(words)):
+    with pytest.raises(InputError, match=re.escape(words)) as refusal:
         CrossEncoder(**{"model_name_or_path": one.bundle} | options)
+    assert f'"{refusal.value.what}"' in PAGE
+
+
+def test_an_old_name_beside_its_new_one_is_refused(one: Both) -> None:
+    with pytest.raises(InputError, match="model_name is the old name of model_name_or_path, and both are given"):
+        CrossEncoder(model_name_or_path=one.bundle, model_name="x")  # type: ignore[call-arg]
 
 
 def test_a_device_that_is_named_and_not_there_is_an_error(one: Both) -> None:
