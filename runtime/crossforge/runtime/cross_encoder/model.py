@@ -344,3 +344,4 @@ def _progress(pairs: int, wanted: bool | None) -> Iterator[Callable[[int], None]
     with Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task("", total=pairs)
         yield lambda done: bars.advance(task, done)
+        bars.update(task, completed=pairs)  # pairs that are equal were computed once
