@@ -276,7 +276,7 @@ class Reranker:
             return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
-        """Score pairs and tell everything: all logits, what was cut, how it was batched. ``on_batch`` hears a batch's pairs."""
+        """Score pairs and tell everything: all logits, what was cut, the batches. ``on_batch`` hears each batch's pairs."""
         with self._timed("tokenize"):
             encoded = self.tokenizer.encode_pairs(pairs)
         return self._score(encoded, on_batch)
