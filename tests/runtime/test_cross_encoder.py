@@ -68,8 +68,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    """A model with three labels."""
-    both = open_both(tmp_path_factory.mktemp("three"), labels=3)
+    """A model with three labels, whose checkpoint names another activation than sentence-transformers' default."""
+    both = open_both(tmp_path_factory.mktemp("three"), labels=3, activation="torch.nn.modules.activation.Sigmoid")
     yield both
     both.ours.close()
 
@@ -218,10 +218,9 @@ def test_the_activation_of_the_constructor_and_of_the_attribute_apply(one: Both)
         assert_same(model.predict(PAIRS), one.original.predict(PAIRS))
 
 
-def test_the_activation_that_the_checkpoint_names_applies(tmp_path: Path) -> None:
-    both = open_both(tmp_path, activation="torch.nn.modules.linear.Identity")
-    with both.ours:
-        assert_same(both.ours.predict(PAIRS), both.original.predict(PAIRS))
+def test_the_activation_that_the_checkpoint_names_applies(three: Both) -> None:
+    assert three.ours.activation_fn is Activation.SIGMOID
+    assert_same(three.ours.predict(PAIRS), three.original.predict(PAIRS, activation_fn=torch.nn.Sigmoid()))
 
 
 # --- predict: the rest

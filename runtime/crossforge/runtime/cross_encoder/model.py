@@ -65,7 +65,8 @@ class CrossEncoder:
         max_length: Tokens of a pair; at most what the bundle was made for.
         activation_fn: What ``predict`` applies to logits instead of the bundle's activation. A function is given a torch
             tensor, float32 [n, labels], and needs torch; an :class:`Activation` or its name does not.
-        precision: Not in sentence-transformers: ``auto``, or a variant's name.
+        precision: Not in sentence-transformers: ``auto``, which is int8 on most CPUs, or a variant's name; ``fp32`` gives
+            the scores of PyTorch.
 
     Raises:
         InputError: An argument cannot be honoured.
