@@ -24,7 +24,7 @@ from crossforge.runtime.cross_encoder.arguments import (
     renamed,
     with_max_length,
 )
-from crossforge.runtime.cross_encoder.tensors import apply_to_tensor, to_tensor
+from crossforge.runtime.cross_encoder.tensors import apply_to_tensor, import_torch, to_tensor
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.reranker import Reranker, warn_of_truncation
 
@@ -197,7 +197,10 @@ class CrossEncoder:
             TruncationWarning: Text was cut.
         """
         self._check_call(batch_size=batch_size, device=device, pool=pool, processing_kwargs=processing_kwargs)
-        activation = self.activation_fn if activation_fn is None else activation_fn
+        activation = _read_activation(self.activation_fn if activation_fn is None else activation_fn)
+        returns_tensors = convert_to_tensor or not convert_to_numpy
+        if returns_tensors:
+            import_torch("Returning tensors")  # before anything is computed
         pairs, is_single = as_pairs(inputs)
         before = choose_prompt(self.prompts, self.default_prompt_name, prompt, prompt_name)
         if before:
@@ -207,7 +210,7 @@ class CrossEncoder:
         warn_of_truncation(scored)
         scores = self._activated(scored.logits, activation, apply_softmax=bool(apply_softmax)) if pairs else np.empty(0)
         answer: Any = scores
-        if convert_to_tensor or not convert_to_numpy:
+        if returns_tensors:
             tensor = to_tensor(scores.astype(np.float32))
             answer = tensor if convert_to_tensor else list(tensor)
         return answer[0] if is_single else answer
@@ -308,9 +311,8 @@ class CrossEncoder:
         if device is not None and provider_of(device) is not provider_of(self.device):
             raise InputError("the model was loaded elsewhere", got=device, allowed=self.device, fix="Load it with device=.")
 
-    def _activated(self, logits: Floats, activation: ActivationFunction, *, apply_softmax: bool) -> Floats:
-        chosen = _read_activation(activation)
-        scores = activate(logits, chosen) if isinstance(chosen, Activation) else apply_to_tensor(chosen, logits)
+    def _activated(self, logits: Floats, activation: Activation | Callable[[Any], Any], *, apply_softmax: bool) -> Floats:
+        scores = activate(logits, activation) if isinstance(activation, Activation) else apply_to_tensor(activation, logits)
         if apply_softmax and scores.ndim > 1:
             scores = np.exp(log_softmax(scores))
         return scores[:, 0] if self.num_labels == 1 and scores.ndim > 1 else scores
@@ -318,6 +320,7 @@ class CrossEncoder:
 
 def _read_activation(activation: ActivationFunction) -> Activation | Callable[[Any], Any]:
     if callable(activation):
+        import_torch("Calling an activation function")
         return activation
     try:
         return Activation(activation)

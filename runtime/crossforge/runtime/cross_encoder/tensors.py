@@ -20,7 +20,7 @@ def to_tensor(scores: NDArray[Any]) -> Any:
     Raises:
         MissingPackageError: torch is not installed.
     """
-    return _import_torch("Returning tensors").from_numpy(np.ascontiguousarray(scores))
+    return import_torch("Returning tensors").from_numpy(np.ascontiguousarray(scores))
 
 
 def apply_to_tensor(function: Callable[[Any], Any], logits: Floats) -> Floats:
@@ -33,7 +33,7 @@ def apply_to_tensor(function: Callable[[Any], Any], logits: Floats) -> Floats:
         InputError: The function does not answer with a row for each pair.
         MissingPackageError: torch is not installed.
     """
-    torch = _import_torch("Calling an activation function")
+    torch = import_torch("Calling an activation function")
     with torch.no_grad():
         answer = function(torch.from_numpy(logits))
     scores = np.asarray(answer.float() if isinstance(answer, torch.Tensor) else answer, dtype=np.float32)
@@ -46,7 +46,12 @@ def apply_to_tensor(function: Callable[[Any], Any], logits: Floats) -> Floats:
     return scores
 
 
-def _import_torch(purpose: str) -> ModuleType:
+def import_torch(purpose: str) -> ModuleType:
+    """Torch, for a purpose that an error can name.
+
+    Raises:
+        MissingPackageError: torch is not installed.
+    """
     try:
         import torch
     except ImportError as error:
