@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
+    ClosedError,
     CostModel,
     CrossforgeError,
     DeploymentProfile,
@@ -39,7 +40,7 @@ from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
-from crossforge.runtime.timing import StageTimer, untimed
+from crossforge.runtime.timing import RequestTimes, StageTimer, untimed
 from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
@@ -62,6 +63,8 @@ class ScoredPairs:
     """It took so many for the pairs that differ; equal pairs are computed once."""
     padding_waste: float
     """Share of the computed tokens that were padding, 0.0 to 1.0."""
+    times: RequestTimes | None = None
+    """Where the time went, if a micro-batcher scored them."""
 
 
 class Reranker:
@@ -230,7 +233,7 @@ class Reranker:
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
         """
-        scored = self._score(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages))
         warn_of_truncation(scored)
         return self.relevance(scored.logits, activation=activation)
 
@@ -271,7 +274,7 @@ class Reranker:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
         """
         check_top_k(top_k)
-        scored = self._score(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages))
         with self._timed("postprocess"):
             return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
@@ -279,7 +282,40 @@ class Reranker:
         """Score pairs and tell everything: all logits, what was cut, the batches. ``on_batch`` hears each batch's pairs."""
         with self._timed("tokenize"):
             encoded = self.tokenizer.encode_pairs(pairs)
-        return self._score(encoded, on_batch)
+        return self.score_encoded(encoded, on_batch=on_batch)
+
+    def score_encoded(self, pairs: EncodedPairs, *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
+        """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
+        if self._closed:
+            raise ClosedError("the reranker is closed")
+        with self._timed("plan"):
+            distinct = find_distinct(pairs)
+        logits, plans = compute_logits(
+            self.session,
+            distinct.pairs,
+            template=self.manifest.pair_template,
+            pad_token_id=self.manifest.pad_token_id,
+            labels=len(self.manifest.scoring.labels),
+            budget_tokens=self.budget_tokens,
+            profiles=self.profiles,
+            workers=self.workers,
+            cost=self.cost,
+            executor=self._pool,
+            on_batch=on_batch,
+            timed=self._timed,
+        )
+        with self._timed("postprocess"):
+            logits = logits[distinct.position]
+            self.check_finite(logits)
+            return ScoredPairs(
+                logits=logits,
+                truncated=pairs.truncated,
+                query_truncated=pairs.query_truncated,
+                unknown_tokens=pairs.unknown_tokens,
+                token_counts=pairs.lengths,
+                batches=len(plans),
+                padding_waste=padding_waste(plans, distinct.pairs.lengths),
+            )
 
     def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
         """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
@@ -352,38 +388,6 @@ class Reranker:
     def _encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
         with self._timed("tokenize"):
             return self.tokenizer.encode(query, passages)
-
-    def _score(self, pairs: EncodedPairs, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
-        if self._closed:
-            raise EngineError("the reranker is closed")
-        with self._timed("plan"):
-            distinct = find_distinct(pairs)
-        logits, plans = compute_logits(
-            self.session,
-            distinct.pairs,
-            template=self.manifest.pair_template,
-            pad_token_id=self.manifest.pad_token_id,
-            labels=len(self.manifest.scoring.labels),
-            budget_tokens=self.budget_tokens,
-            profiles=self.profiles,
-            workers=self.workers,
-            cost=self.cost,
-            executor=self._pool,
-            on_batch=on_batch,
-            timed=self._timed,
-        )
-        with self._timed("postprocess"):
-            logits = logits[distinct.position]
-            self.check_finite(logits)
-            return ScoredPairs(
-                logits=logits,
-                truncated=pairs.truncated,
-                query_truncated=pairs.query_truncated,
-                unknown_tokens=pairs.unknown_tokens,
-                token_counts=pairs.lengths,
-                batches=len(plans),
-                padding_waste=padding_waste(plans, distinct.pairs.lengths),
-            )
 
     def _activation(self, activation: Activation | str | None) -> Activation:
         if activation is None:

@@ -87,19 +87,22 @@ class PairTokenizer:
         """
         return cls(load_tokenizer(path), template, truncation, cache=cache)
 
-    def encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
+    def encode(self, query: str, passages: Sequence[str], *, max_passage_tokens: int | None = None) -> EncodedPairs:
         """Encode one query against many passages.
 
         Args:
             query: Not blank.
             passages: Any number of texts; empty strings are allowed.
+            max_passage_tokens: Cut passages to so many tokens, where the model would read more of them.
 
         Raises:
             InputError: A text is not a string, is blank (the query), is longer than :data:`MAX_TEXT_CHARS`, or holds
                 a lone surrogate.
         """
         _check_is_list(passages, "passages", "strings")
-        return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp))
+        if max_passage_tokens is not None and max_passage_tokens < 1:
+            raise InputError("max_passage_tokens is too small", got=max_passage_tokens, allowed="1 or more")
+        return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp), max_passage_tokens)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
         """Encode pairs of any queries; each distinct query is tokenized once.
@@ -120,7 +123,13 @@ class PairTokenizer:
             passages.append(passage)
         return self._encode(list(index_of_query), passages, head_of_pair)
 
-    def _encode(self, queries: list[str], passages: Sequence[str], head_of_pair: NDArray[np.intp]) -> EncodedPairs:
+    def _encode(
+        self,
+        queries: list[str],
+        passages: Sequence[str],
+        head_of_pair: NDArray[np.intp],
+        max_passage_tokens: int | None = None,
+    ) -> EncodedPairs:
         for query in queries:
             _check_query(query, "the query")
         for i, passage in enumerate(passages):
@@ -133,6 +142,8 @@ class PairTokenizer:
         query_cut = np.asarray([len(kept) < len(ids) for kept, ids in zip(kept_queries, query_ids, strict=True)], dtype=bool)
 
         room_beside = [self.truncation.max_length - len(head) - len(self.template.suffix.ids) for head in heads]
+        if max_passage_tokens is not None:
+            room_beside = [min(room, max_passage_tokens) for room in room_beside]
         kept_passages = tuple(self._cut(ids, room_beside[h]) for ids, h in zip(passage_ids, head_of_pair, strict=True))
         passage_cut = np.asarray([len(k) < len(ids) for k, ids in zip(kept_passages, passage_ids, strict=True)], dtype=bool)
 
