@@ -191,16 +191,16 @@ class MissingPackageError(MachineError):
 
     Args:
         package: The distribution that could not be imported.
-        extra: The crossforge extra that brings it.
+        extra: The crossforge extra that brings it; None where it is of use to a caller who has it anyway.
         purpose: What it was needed for.
     """
 
-    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, *, extra: str | None, purpose: str) -> None:
         self.package = package
         self.extra = extra
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed",
-            fix=f'Run: pip install "crossforge[{extra}]"',
+            fix=f"Run: pip install {package}" if extra is None else f'Run: pip install "crossforge[{extra}]"',
         )
 
 

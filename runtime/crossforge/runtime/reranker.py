@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
@@ -25,8 +23,6 @@ from crossforge.profiles import (
     OptimizationProfile,
     Precision,
     ProviderFallbackWarning,
-    TruncationWarning,
-    UnknownTokensWarning,
 )
 from crossforge.runtime.activation import Floats, activate, relevance
 from crossforge.runtime.batching import BatchPlan, padding_waste
@@ -38,35 +34,12 @@ from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
+from crossforge.runtime.scored import ScoredPairs, warn_of_losses
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
-from crossforge.runtime.timing import RequestTimes, StageTimer, untimed
+from crossforge.runtime.timing import StageTimer, untimed
 from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredPairs:
-    """Logits, with what happened on the way to them."""
-
-    logits: Floats
-    """float32 [n, labels]."""
-    truncated: NDArray[np.bool_]
-    """Pairs of which the model did not see all: bool [n]."""
-    query_truncated: NDArray[np.bool_]
-    """Pairs of whose query the model did not see all: bool [n]."""
-    unknown_tokens: NDArray[np.int32]
-    """Tokens of each pair that stand for text the tokenizer has no token for: int32 [n]."""
-    mostly_unknown: NDArray[np.bool_]
-    """Pairs of which a text is mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
-    token_counts: NDArray[np.int32]
-    """Tokens of each pair, special tokens included: int32 [n]."""
-    batches: int
-    """It took so many for the pairs that differ; equal pairs are computed once."""
-    padding_waste: float
-    """Share of the computed tokens that were padding, 0.0 to 1.0."""
-    times: RequestTimes | None = None
-    """Where the time went, if a micro-batcher scored them."""
 
 
 class Reranker:
@@ -287,19 +260,21 @@ class Reranker:
         with self._timed("postprocess"):
             return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> ScoredPairs:
-        """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
+    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
+        """Score pairs and tell everything: all logits, what was cut, the batches. ``on_batch`` hears each batch's pairs."""
         with self._timed("tokenize"):
             encoded = self.tokenizer.encode_pairs(pairs)
-        return self.score_encoded(encoded)
+        return self.score_encoded(encoded, on_batch=on_batch)
 
-    def score_encoded(self, pairs: EncodedPairs) -> ScoredPairs:
+    def score_encoded(self, pairs: EncodedPairs, *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
         """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
         if self._closed:
             raise ClosedError("the reranker is closed")
         with self._timed("plan"):
             distinct = find_distinct(pairs)
-        logits, plans = self.compute_logits(distinct.pairs, workers=self.workers, cost=self.cost, executor=self._pool)
+        logits, plans = self.compute_logits(
+            distinct.pairs, workers=self.workers, cost=self.cost, executor=self._pool, on_batch=on_batch
+        )
         with self._timed("postprocess"):
             logits = logits[distinct.position]
             self.check_finite(logits)
@@ -337,6 +312,7 @@ class Reranker:
         workers: int = 1,
         cost: CostModel | None = None,
         executor: Executor | None = None,
+        on_batch: Callable[[int], None] | None = None,
     ) -> tuple[Floats, list[BatchPlan]]:
         """Run encoded pairs through the session as they are, unchecked: for whoever has workers of their own.
 
@@ -346,6 +322,7 @@ class Reranker:
             workers: Batches that run at the same time, in ``executor``.
             cost: Predicted times of batches, for cuts of the least time.
             executor: Runs batches; None runs them one after another on the calling thread.
+            on_batch: Told the number of pairs after each batch.
 
         Returns:
             float32 [n, labels] in the order of ``pairs``, and the batches that it took.
@@ -364,6 +341,7 @@ class Reranker:
             workers=workers,
             cost=cost,
             executor=executor,
+            on_batch=on_batch,
             timed=self._timed,
         )
 
@@ -431,25 +409,3 @@ class Reranker:
             return Activation(activation)
         except ValueError:
             raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
-
-
-def warn_of_losses(scored: ScoredPairs, *, truncation: bool = True) -> None:
-    """Warn the caller's caller that the model did not see a text, or could not read it.
-
-    Args:
-        scored: What was scored.
-        truncation: Whether to tell what was cut; false where the result itself says so.
-    """
-    if truncation and (count := int(scored.truncated.sum())):
-        warnings.warn(
-            f"{count} of {len(scored.truncated)} pairs were too long for the model and were cut; score_pairs() says which",
-            TruncationWarning,
-            stacklevel=3,
-        )
-    if count := int(scored.mostly_unknown.sum()):
-        warnings.warn(
-            f"{count} of {len(scored.mostly_unknown)} pairs are mostly text that the model has no token for, so their "
-            "scores mean little; score_pairs() says which",
-            UnknownTokensWarning,
-            stacklevel=3,
-        )

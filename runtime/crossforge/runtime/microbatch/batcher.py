@@ -16,7 +16,8 @@ from crossforge.runtime.microbatch.ledger import Ledger, closed_error
 from crossforge.runtime.microbatch.request import Request
 from crossforge.runtime.microbatch.workers import Workers
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
-from crossforge.runtime.reranker import Reranker, ScoredPairs, warn_of_losses
+from crossforge.runtime.reranker import Reranker
+from crossforge.runtime.scored import ScoredPairs, warn_of_losses
 from crossforge.runtime.tokenization import EncodedPairs
 
 

@@ -14,7 +14,7 @@ from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import plan_batches
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.microbatch.fair_queue import Slice
-from crossforge.runtime.reranker import ScoredPairs
+from crossforge.runtime.scored import ScoredPairs
 from crossforge.runtime.timing import RequestTimes
 from crossforge.runtime.tokenization import EncodedPairs
 
