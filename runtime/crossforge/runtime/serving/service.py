@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import Activation, CrossforgeError, DeadlineError
 from crossforge.runtime.activation import Floats
-from crossforge.runtime.reranker import ScoredPairs
+from crossforge.runtime.scored import ScoredPairs
 from crossforge.runtime.serving.errors import Kind, ProblemError, problem_of
 from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.metrics import Metrics

@@ -87,7 +87,7 @@ def make_router(service: Service) -> APIRouter:
             raise ProblemError(Kind.OPTION, "a variant cannot be compared with itself; name two")
         name, model = service.find_model(body.model)
         # All are loaded before the first one runs: loading would take the cores from it.
-        chosen = [await variants.get(model, variant) for variant in body.variants or [None]]
+        chosen = [await variants.get(model, variant) for variant in body.variants] or [model]
         runs = [await _run(service, request, variant, body) for variant in chosen]
         _note(request, name, runs)
         return JSONResponse(await asyncio.to_thread(_answer, name, body, runs))

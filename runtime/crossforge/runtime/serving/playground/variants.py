@@ -35,14 +35,14 @@ class Variants:
         task = self._loading.get((model, precision))
         return precision == model.reranker.precision or (task is not None and task.done())
 
-    async def get(self, model: ServedModel, name: str | None) -> ServedModel:
-        """A variant of a model, loaded and warmed up; the one that is served if no name is given.
+    async def get(self, model: ServedModel, name: str) -> ServedModel:
+        """A variant of a model, loaded and warmed up.
 
         Raises:
             ProblemError: There is no such variant, it does not load, or not within the service's timeout.
         """
         offered = self.offered(model)
-        if name is None or name == model.reranker.precision:
+        if name == model.reranker.precision:
             return model
         if name not in offered:
             raise ProblemError(Kind.NOT_FOUND, f"there is no variant {name[:100]!r}; offered: {', '.join(offered)}")
