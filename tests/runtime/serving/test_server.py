@@ -27,13 +27,13 @@ from support.serving import gated_service, running
 from support.sessions import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[3]
+SOURCES = os.pathsep.join(str(ROOT / name) for name in ("export", "runtime", "profiles"))
 BODY = {"query": "where is the city", "texts": ["berlin", "a passage"]}
 
 
 @contextmanager
 def served(*arguments: str | Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """``crossforge serve`` in a process of its own: its address, and the process."""
-    paths = os.pathsep.join(str(ROOT / name) for name in ("export", "runtime", "profiles"))
     process = subprocess.Popen(
         [
             sys.executable,
@@ -45,7 +45,7 @@ def served(*arguments: str | Path) -> Iterator[tuple[str, subprocess.Popen[str]]
             "--json",
             *arguments,
         ],
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": SOURCES},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -120,6 +120,30 @@ def test_the_command_serves_a_bundle_and_ends_well_on_sigterm(tmp_path: Path) ->
     assert json.loads(logged.splitlines()[-1])["message"] == "stopped"
 
 
+def test_a_stop_while_the_models_load_ends_the_command_at_once() -> None:
+    code = (
+        "import signal, sys, crossforge.runtime.serving.models as models;"
+        "models.load_models = lambda *_, **__: [print('loading', flush=True), signal.pause(), print('loaded', flush=True)];"
+        "from crossforge.export.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "serve", "--port", "0", "bundle"],
+        env={**os.environ, "PYTHONPATH": SOURCES},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=WAIT_S)
+    finally:
+        process.kill()
+
+    # By a handler of its own: a signal that is left to the kernel would show as -15, and does nothing to process 1.
+    assert (process.returncode, rest) == (0, "")
+
+
 def test_scores_over_http_are_the_rerankers(demo_bundle: Path) -> None:
     settings = ServiceSettings(port=0)
     query = "How many people live in Berlin?"
@@ -166,11 +190,10 @@ def test_what_cannot_be_served_is_refused_before_it_starts(tmp_path: Path, argum
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
 def test_a_missing_package_answers_with_its_install_line(tmp_path: Path, package: str) -> None:
-    paths = os.pathsep.join(str(ROOT / name) for name in ("export", "runtime", "profiles"))
     code = f"import sys; sys.modules['{package}'] = None; from crossforge.export.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "serve", str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": SOURCES},
         capture_output=True,
         text=True,
         check=False,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -71,7 +75,7 @@ def serve(
         tls_key=tls_key,
     )
     # Bound before the models are loaded: a port that is taken is better known at once.
-    with bind(settings) as listening:
+    with bind(settings) as listening, _ends_on_sigterm():
         models = load_models(
             [ModelSpec.parse(text) for text in bundle],
             settings,
@@ -92,6 +96,24 @@ def serve(
         else:
             err.print(f"[green]Serving[/] at {url}")
         make_server(create_app(models, settings), settings).run(sockets=[listening])
+
+
+@contextmanager
+def _ends_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process until the server handles it: while models load, there is nothing to drain.
+
+    The kernel passes over a signal for which a container's first process has no handler: without one, a stop that comes during
+    the load would be lost, and the container killed only at the end of its grace period.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_loopback(host: str) -> bool:
