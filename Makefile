@@ -12,7 +12,7 @@ help:
 	@echo "make test        every test"
 	@echo "make test-quick  every test but the slow ones"
 	@echo "make test-gpu    what only a GPU can show"
-	@echo "make check       format, lint, types, import floors"
+	@echo "make check       format, lint (Dockerfiles too), types, import floors"
 	@echo "make format      rewrite the source in its format"
 	@echo "make bench       compare with sentence-transformers; cold start and memory"
 
@@ -33,6 +33,7 @@ check: $(VENV)/.dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint examples/deploy/docker/Dockerfile.*
 
 format: $(VENV)/.dev-installed
 	$(BIN)/ruff format .

@@ -102,8 +102,8 @@ def serve(
 def _ends_on_sigterm() -> Iterator[None]:
     """SIGTERM ends the process until the server handles it: while models load, there is nothing to drain.
 
-    The kernel passes over a signal for which a container's first process has no handler: without one, a stop that comes during
-    the load would be lost, and the container killed only at the end of its grace period.
+    The kernel passes over a signal for which a container's first process has no handler: without one, a stop that comes
+    during the load would be lost, and the container killed at the end of its grace period.
     """
 
     def end(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
