@@ -5,8 +5,9 @@
 The peers are what a user of sentence-transformers, fastembed or FlashRank would run, with the demo model's own weights. Each
 contender lives in a process of its own (in a virtual environment of its own where its packages conflict with ours), has the
 same number of threads and the same cores, and is asked in turns: A B C, A B C. Times are its own, without the pipe. TREC
-DL19 queries are dealt out to the rounds: a run scores each once, and tau and nDCG@10 come from the very scores that were timed.
-What cannot be installed or fails gets a row that says why. `--prepare` only installs and exports.
+DL19 queries are dealt out to the rounds: a run scores each once, and tau and nDCG@10 come from the scores that were timed.
+No round starts that would end after `--minutes`. What cannot be installed or fails gets a row that says why. `--prepare`
+only installs and exports.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, help="of the demo model; made anew by default")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "peers.json", help="raw samples and figures")
     parser.add_argument("--plot", type=Path, default=ROOT / "build" / "peers.png")
+    parser.add_argument(
+        "--minutes", type=float, default=11.0, help="after which no round may end; the first one always runs"
+    )
     parser.add_argument("--prepare", action="store_true", help="install and export, and measure nothing")
     return parser.parse_args()
 
@@ -166,9 +170,17 @@ def run(arguments: argparse.Namespace, bundle: Bundle, samples: dict[str, Sample
         assert long is not None
         own.long_s.append(process.ask(pairs=long.pairs)["seconds"])
 
+    began = time.monotonic()
     each(0, "warm-up", warm_up)
     ceilings: list[float] = []
     for number, asked in enumerate(rounds):
+        spent = time.monotonic() - began
+        if number and spent + spent / number > 60 * arguments.minutes:
+            print(
+                f"Stopped after {number} rounds: the next would end after --minutes {arguments.minutes:g}", file=sys.stderr
+            )
+            rounds = rounds[:number]
+            break
         print(f"Round {number + 1} of {len(rounds)}", file=sys.stderr)
         ceilings.append(measure_ceiling(ExecutionProvider.CPU, Precision.INT8, workers=arguments.threads) or float("nan"))
 
@@ -195,7 +207,7 @@ def run(arguments: argparse.Namespace, bundle: Bundle, samples: dict[str, Sample
     tokens = float(np.concatenate([asked.lengths for asked in rounds]).mean())
     machine = inspect_machine()
     setting = (
-        f"{work.name}: {total} pairs, {tokens:.0f} tokens on average, {arguments.rounds} rounds in turns, "
+        f"{work.name}: {total} pairs, {tokens:.0f} tokens on average, {len(rounds)} rounds in turns, "
         f"{arguments.threads} threads each, {machine.cpu}"
     )
     print(f"\n{setting}\n")
