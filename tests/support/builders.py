@@ -116,6 +116,7 @@ def make_machine(**overrides: Any) -> Machine:
         "tensorrt_packages": (),
         "onnxruntime_packages": ("onnxruntime 1.23.0",),
         "onnxruntime_providers": ("CPUExecutionProvider",),
+        "native_engine": False,
     }
     return Machine(**facts | overrides)
 

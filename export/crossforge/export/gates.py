@@ -85,6 +85,7 @@ GATES: Mapping[Precision, Gate] = {
     Precision.FP16: Gate(min_kendall_tau=0.99, max_ndcg_loss=0.002),
     Precision.INT8: Gate(min_kendall_tau=0.95, max_ndcg_loss=0.01),
     Precision.INT8_QDQ: Gate(min_kendall_tau=0.95, max_ndcg_loss=0.01),
+    Precision.INT8_NATIVE: Gate(min_kendall_tau=0.95, max_ndcg_loss=0.01),
 }
 """The thresholds. With the twenty passages that a built-in query has, a swap of neighbours costs tau 0.011."""
 

@@ -14,10 +14,19 @@ class Precision(StrEnum):
     """For ONNX Runtime on the CPU: unsigned activations, signed weights."""
     INT8_QDQ = "int8_qdq"
     """For TensorRT and CUDA: signed throughout and symmetric, as standard QuantizeLinear and DequantizeLinear pairs."""
+    INT8_NATIVE = "int8_native"
+    """For the native engine: the weights and scales of INT8, in a file of its own."""
+
+    @property
+    def path(self) -> str:
+        """The variant's file inside the bundle; the ONNX ones are named as Hugging Face repositories name them."""
+        if self is Precision.INT8_NATIVE:
+            return "native/model_int8.safetensors"
+        return f"onnx/{self.file_name}"
 
     @property
     def file_name(self) -> str:
-        """The variant's file inside the bundle's ``onnx/`` folder, named as Hugging Face ONNX repositories do."""
+        """The name of an ONNX variant's file."""
         return "model.onnx" if self is Precision.FP32 else f"model_{self.value}.onnx"
 
 

@@ -10,12 +10,20 @@ class ExecutionProvider(StrEnum):
 
     TENSORRT = "tensorrt"
     CUDA = "cuda"
+    NATIVE = "native"
+    """Our own engine for int8 encoders on processors with AVX-512 VNNI, compiled by ``crossforge native``."""
     CPU = "cpu"
 
     @property
+    def is_cpu(self) -> bool:
+        """Whether it computes on the processor."""
+        return self in (ExecutionProvider.NATIVE, ExecutionProvider.CPU)
+
+    @property
     def onnxruntime_name(self) -> str:
-        """The provider's name in ONNX Runtime."""
+        """The provider's name in ONNX Runtime; that of its CPU where the provider is not one of ONNX Runtime's."""
         return {
+            ExecutionProvider.NATIVE: "CPUExecutionProvider",
             ExecutionProvider.TENSORRT: "TensorrtExecutionProvider",
             ExecutionProvider.CUDA: "CUDAExecutionProvider",
             ExecutionProvider.CPU: "CPUExecutionProvider",
@@ -25,6 +33,7 @@ class ExecutionProvider(StrEnum):
 PREFERENCE: tuple[ExecutionProvider, ...] = (
     ExecutionProvider.TENSORRT,
     ExecutionProvider.CUDA,
+    ExecutionProvider.NATIVE,
     ExecutionProvider.CPU,
 )
 """Best first."""

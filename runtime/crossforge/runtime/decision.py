@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crossforge.profiles import PREFERENCE, EngineRecord, ExecutionProvider
+from crossforge.profiles import PREFERENCE, EngineRecord, ExecutionProvider, Precision
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.engines import EngineChoice, read_engines, select_engine
 from crossforge.runtime.machine import Machine
-from crossforge.runtime.precision import AUTO, PrecisionChoice, select_precision
+from crossforge.runtime.precision import AUTO, PrecisionChoice, select_precision, why_not
 from crossforge.runtime.providers import ProviderPlan, select_providers
 
 
@@ -56,13 +56,29 @@ def decide(
         BundleError: A sidecar cannot be read.
     """
     engine = _choose_engine(bundle, machine, precision, allow_host_code=allow_host_code)
-    reasons = {} if engine.record else {ExecutionProvider.TENSORRT: engine.reason}
+    reasons = _bundle_reasons(bundle, machine, precision)
+    if engine.record is None:
+        reasons[ExecutionProvider.TENSORRT] = engine.reason
     plan = select_providers(provider, machine, order=order, strict=strict, bundle_reasons=reasons)
     if plan.chosen is ExecutionProvider.TENSORRT and engine.record:
         choice = PrecisionChoice(precision=engine.record.spec.precision, reasons=())
     else:
         choice = select_precision(precision, bundle.manifest, plan.chosen, machine)
     return Decision(plan=plan, engine=engine.record, choice=choice)
+
+
+def _bundle_reasons(bundle: Bundle, machine: Machine, precision: str) -> dict[ExecutionProvider, str]:
+    """The native engine runs one variant, and nothing else runs that one."""
+    variant = bundle.manifest.variants.get(Precision.INT8_NATIVE)
+    if precision == Precision.INT8_NATIVE:
+        others = (provider for provider in ExecutionProvider if provider is not ExecutionProvider.NATIVE)
+        return dict.fromkeys(others, f"only the native engine runs {Precision.INT8_NATIVE}")
+    if precision != AUTO:
+        return {ExecutionProvider.NATIVE: f"it runs {Precision.INT8_NATIVE}, not {precision}"}
+    reason = f"the bundle has no {Precision.INT8_NATIVE} variant"
+    if variant is not None:
+        reason = why_not(variant, machine, ExecutionProvider.NATIVE) or ""
+    return {ExecutionProvider.NATIVE: reason} if reason else {}
 
 
 def _choose_engine(bundle: Bundle, machine: Machine, precision: str, *, allow_host_code: bool) -> EngineChoice:

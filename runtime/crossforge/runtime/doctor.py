@@ -50,7 +50,7 @@ def diagnose(machine: Machine) -> Diagnosis:
     states = []
     for provider in PREFERENCE:
         reason = why_not(provider, machine)
-        runs_on = machine.cpu if provider is ExecutionProvider.CPU else ", ".join(machine.gpus)
+        runs_on = machine.cpu if provider.is_cpu else ", ".join(machine.gpus)
         states.append(ProviderState(name=provider, available=reason is None, reason=reason or runs_on))
     missing = {
         extra: f'pip install "crossforge[{extra}]"'

@@ -23,6 +23,7 @@ from crossforge.runtime.machine import Machine
 from crossforge.runtime.precision import PrecisionChoice, select_precision
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.sessions import Session
+from crossforge.runtime.sessions.native import NativeSession
 from crossforge.runtime.sessions.ort import OnnxRuntimeSession
 from crossforge.runtime.sessions.tensorrt import open_tensorrt_session
 
@@ -116,8 +117,8 @@ def _open_checked(bundle: Bundle, precision: Precision, provider: ExecutionProvi
     with ThreadPoolExecutor(1, thread_name_prefix="crossforge-check") as checker:
         checked = checker.submit(bundle.check, names)
         try:
-            session = OnnxRuntimeSession(path, provider=provider, labels=len(bundle.manifest.scoring.labels))
-        except (EngineError, BundleError):
+            session = open_model(path, provider, labels=len(bundle.manifest.scoring.labels))
+        except (EngineError, BundleError, ProviderUnavailableError):
             checked.result()  # a damaged file explains the failure better than the engine does
             raise
         try:
@@ -127,6 +128,19 @@ def _open_checked(bundle: Bundle, precision: Precision, provider: ExecutionProvi
             session.close()
             raise
     return session
+
+
+def open_model(path: Path, provider: ExecutionProvider, *, labels: int) -> Session:
+    """Load a variant's file on a provider that is not TensorRT.
+
+    Raises:
+        MachineError: The provider cannot be had.
+        BundleError: The file is not a reranker with ``labels`` outputs.
+        EngineError: It does not load.
+    """
+    if provider is ExecutionProvider.NATIVE:
+        return NativeSession(path, labels=labels)
+    return OnnxRuntimeSession(path, provider=provider, labels=labels)
 
 
 def _check_inputs(path: Path, session: Session, manifest: Manifest) -> None:

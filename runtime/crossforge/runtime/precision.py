@@ -11,6 +11,7 @@ AUTO = "auto"
 
 _FASTEST_FIRST = {
     ExecutionProvider.CPU: (Precision.INT8, Precision.FP32),
+    ExecutionProvider.NATIVE: (Precision.INT8_NATIVE,),
     ExecutionProvider.CUDA: (Precision.FP16, Precision.FP32),
     ExecutionProvider.TENSORRT: (Precision.FP16, Precision.FP32),
 }
@@ -61,7 +62,7 @@ def why_not(variant: Variant, machine: Machine, provider: ExecutionProvider) -> 
     """The reason for which ``auto`` passes a variant over; None if it does not."""
     if not variant.parity.passed:
         return "it failed its parity gate when the bundle was made"
-    needed = variant.instruction_sets if provider is ExecutionProvider.CPU else ()
+    needed = variant.instruction_sets if provider.is_cpu else ()
     if needed and not set(needed) & set(machine.instruction_sets):
         return f"its integer products saturate on this processor, which has none of {', '.join(needed)}"
     return None

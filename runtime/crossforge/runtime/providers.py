@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from crossforge.profiles import PREFERENCE, ExecutionProvider, InputError, ProviderUnavailableError
 from crossforge.runtime.machine import Machine
+from crossforge.runtime.sessions.native.library import BUILD_COMMAND, NATIVE_INSTRUCTION_SET
 
 AUTO = "auto"
 
@@ -93,6 +94,8 @@ def select_providers(
 
 def why_not(provider: ExecutionProvider, machine: Machine) -> str | None:
     """The first reason for which a provider cannot run on a machine; None if it can."""
+    if provider is ExecutionProvider.NATIVE:
+        return _why_not_native(machine)
     if provider is not ExecutionProvider.CPU and not machine.gpus:
         return machine.gpu_reason or "no NVIDIA GPU is visible"
     if provider is ExecutionProvider.TENSORRT:
@@ -108,6 +111,12 @@ def why_not(provider: ExecutionProvider, machine: Machine) -> str | None:
         installed = ", ".join(machine.onnxruntime_packages)
         return f'{installed} is built without it: pip uninstall onnxruntime, then pip install "crossforge[gpu]"'
     return None
+
+
+def _why_not_native(machine: Machine) -> str | None:
+    if NATIVE_INSTRUCTION_SET not in machine.instruction_sets:
+        return f"this processor has no {NATIVE_INSTRUCTION_SET}"
+    return None if machine.native_engine else f"it is not compiled here: {BUILD_COMMAND}"
 
 
 def _parse(wanted: str) -> ExecutionProvider | None:

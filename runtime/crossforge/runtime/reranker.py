@@ -18,7 +18,6 @@ from crossforge.profiles import (
     CrossforgeError,
     DeploymentProfile,
     EngineError,
-    ExecutionProvider,
     InputError,
     Manifest,
     NonFiniteLogitsError,
@@ -131,7 +130,7 @@ class Reranker:
 
         Args:
             bundle: The bundle's folder.
-            provider: ``auto``, ``tensorrt``, ``cuda`` or ``cpu``.
+            provider: ``auto``, ``tensorrt``, ``cuda``, ``native`` or ``cpu``.
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
             strict: Raise where another provider than the chosen one would run.
             deployment: How to run it. ``provider`` and ``precision``, where given, win over it.
@@ -197,7 +196,7 @@ class Reranker:
             precision=choice.precision,
             budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
             profiles=opened.profiles,
-            workers=deployment.workers or (usable_cores() if session.provider is ExecutionProvider.CPU else 1),
+            workers=deployment.workers or (usable_cores() if session.provider.is_cpu else 1),
             cost=deployment.cost_on(session.provider, choice.precision),
             provider_plan=plan,
             precision_choice=choice,

@@ -121,7 +121,7 @@ class LocalBench:
 
     def _reranker(self, setting: Setting) -> Reranker:
         """Sessions on the CPU serve any number of workers; an engine's lanes are made when it is loaded."""
-        lanes = 1 if setting.provider is ExecutionProvider.CPU else setting.workers
+        lanes = 1 if setting.provider.is_cpu else setting.workers
         key = (setting.provider, setting.precision, lanes)
         if key not in self._rerankers:
             self._rerankers[key] = Reranker.load(

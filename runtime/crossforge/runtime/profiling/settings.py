@@ -79,7 +79,7 @@ def candidate_settings(
     """
     settings = dict.fromkeys(also)
     for provider, precisions in variants.items():
-        on_cpu = provider is ExecutionProvider.CPU
+        on_cpu = provider.is_cpu
         workers = sorted({1, max(1, cores // 2), cores}, reverse=True) if on_cpu else _GPU_WORKERS
         for precision in precisions:
             for count in workers:

@@ -39,6 +39,8 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
         variants[provider] = []
         for precision, variant in bundle.manifest.variants.items():
             reason = limits.why_not(variant.parity) or why_not(variant, machine, provider)
+            if reason is None and (precision is Precision.INT8_NATIVE) is not (provider is ExecutionProvider.NATIVE):
+                reason = "the native engine runs int8_native, and nothing else does"
             if reason is None and provider is ExecutionProvider.TENSORRT:
                 reason = _why_no_engine(bundle, machine, precision)
             if reason is None:
@@ -59,7 +61,7 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
 
 
 def _default_setting(provider: ExecutionProvider, precision: Precision, machine: Machine) -> Setting:
-    workers = machine.usable_cores if provider is ExecutionProvider.CPU else 1
+    workers = machine.usable_cores if provider.is_cpu else 1
     return Setting(provider=provider, precision=precision, workers=workers, budget_tokens=default_budget_tokens(provider))
 
 
