@@ -17,7 +17,7 @@ from crossforge.export.calibration import calibration_batches
 from crossforge.export.onnx import save_onnx
 from crossforge.export.options import EXTERNAL_DATA_THRESHOLD_BYTES
 from crossforge.export.pairs import flatten
-from crossforge.profiles import ExecutionProvider
+from crossforge.profiles import ExecutionProvider, Precision
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import Batch
 from crossforge.runtime.loading import open_model
@@ -53,6 +53,7 @@ class ModelRunner:
         stage: Stage | None = None,
         *,
         provider: ExecutionProvider = ExecutionProvider.CPU,
+        precision: Precision = Precision.FP32,
     ) -> Floats:
         """Logits of a model file, float32 [pairs, labels], in the order of ``records``."""
         pairs = self.tokenizer.encode_pairs(flatten(records))
@@ -65,7 +66,7 @@ class ModelRunner:
             stage.advance(done, len(pairs))
 
         workers = usable_cores()
-        session = open_model(path, provider, labels=self.labels)
+        session = open_model(path, provider, precision=precision, labels=self.labels, lanes=workers)
         with ThreadPoolExecutor(workers) as executor:
             logits, _ = compute_logits(
                 session,

@@ -1,9 +1,9 @@
 """The trimming stage: a bundle in, a bundle out that holds only the tokens that given texts use.
 
-Every variant is trimmed as it is; none is made again. So nothing is calibrated, rounded or repaired anew: on text that is
-kept each variant answers what it answered before, and its parity figures stay true. For them to mean what they say, the
-tokens of the pairs that they rest on and of the golden pairs are kept besides, and so are those of all built-in pairs, that
-``quantize`` may add variants to a trimmed bundle.
+Every variant in ONNX is trimmed as it is; none is made again, and those of one engine alone are left out. So nothing is
+calibrated, rounded or repaired anew: on text that is kept each variant answers what it answered before, and its parity
+figures stay true. For them to mean what they say, the tokens of the pairs that they rest on and of the golden pairs are kept
+besides, and so are those of all built-in pairs, that ``quantize`` may add variants to a trimmed bundle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from crossforge.export.pairs import builtin_pairs, digest_pairs, flatten, verifi
 from crossforge.export.passes.trim_vocabulary import TrimResult, count_rows, renumber_tokens, trim_vocabulary
 from crossforge.export.passes.vocabulary import list_texts
 from crossforge.export.tokenizer_files import find_named_ids, write_renumbered_files
-from crossforge.profiles import MANIFEST_NAME, GateError, InputError, Manifest, Precision, Trimming, Variant
+from crossforge.profiles import ENGINE_OF, MANIFEST_NAME, GateError, InputError, Manifest, Precision, Trimming, Variant
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.progress import Progress, Silent
@@ -115,8 +115,15 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
         The manifest, and the names of the files that were left out.
     """
     manifest = source.manifest
+    kept = [precision for precision in manifest.variants if precision not in ENGINE_OF]
+    if not kept:
+        raise InputError(
+            f"{source.path} has no variant whose vocabulary can be trimmed",
+            got=", ".join(manifest.variants),
+            fix="Export it again with fp32 among --precision.",
+        )
     texts = dict.fromkeys([*corpus, *_texts_of(builtin_pairs())])
-    first, *others = manifest.variants
+    first, *others = kept
     graph = _read_graph(source, first)
     named = {id_ for id_ in find_named_ids(source.path) if 0 <= id_ < count_rows(graph)}
     tokenizer_json = (source.path / TOKENIZER_NAME).read_text(encoding="utf-8")
@@ -136,7 +143,7 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
         variants=variants,
         files=record_files(folder),
     )
-    return trimmed_manifest, left_out
+    return trimmed_manifest, [*left_out, *sorted(of_models - {name for p in kept for name in manifest.variants[p].files})]
 
 
 def _read_graph(source: Bundle, precision: Precision) -> ModelProto:

@@ -15,6 +15,7 @@ from crossforge.export.dynamic_quantization import DynamicRecipe, prepare_int8
 from crossforge.export.gates import GATES, Gate
 from crossforge.export.native import check_architecture, make_encoder
 from crossforge.export.onnx import opset_of, save_onnx, weight_bytes
+from crossforge.export.openvino import check_openvino, compress_weights, describe_bf16, quantize_static
 from crossforge.export.options import Int8Recipe, VariantOptions
 from crossforge.export.pairs import read_verification
 from crossforge.export.parity import compare_logits, compare_queries, describe_moved, describe_parity
@@ -30,6 +31,8 @@ from crossforge.export.reports import VariantReport, to_json
 from crossforge.export.runner import ModelRunner
 from crossforge.export.static_quantization import prepare_int8_static
 from crossforge.profiles import (
+    ENGINE_OF,
+    RUNS_ONLY,
     ExecutionProvider,
     GateError,
     InputError,
@@ -40,7 +43,7 @@ from crossforge.profiles import (
     Scoring,
     Variant,
 )
-from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
+from crossforge.profiles.precision import BF16_INSTRUCTION_SETS, EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.progress import Progress, Stage
@@ -141,6 +144,8 @@ class VariantMaker:
             self._add_fp16(graph, reference)
         elif precision is Precision.INT8_NATIVE:
             self._add_native(graph, reference)
+        elif precision in RUNS_ONLY[ExecutionProvider.OPENVINO] and precision is not Precision.FP32:
+            self._add_openvino(precision, graph, reference)
         elif precision is Precision.FP32:
             raise InputError("fp32 is what the other variants are made of", got=precision)
         else:
@@ -185,6 +190,23 @@ class VariantMaker:
         with self._progress.stage(f"verify {Precision.INT8_NATIVE}") as stage:
             measured = self._measure_file(Precision.INT8_NATIVE, path, (path,), 0, reference, against="fp32", stage=stage)
         self._accept(measured, {**recipe.settings, "reduce_range": self._reduce_range})
+
+    def _add_openvino(self, precision: Precision, graph: ModelProto, reference: Floats) -> None:
+        """Write a variant for OpenVINO; bfloat16 is the float32 file computed in another way, and judged like any other."""
+        check_openvino(precision, inspect_machine())
+        path = self._folder / precision.path
+        with self._progress.stage(f"quantize to {precision}") as stage:
+            if precision is Precision.BF16_OPENVINO:
+                made = describe_bf16(path)
+            elif precision is Precision.INT8_OPENVINO:
+                batches = self._runner.batches(graph, self._calibration)
+                made = quantize_static(graph, batches, path, reduce_range=self._reduce_range)
+            else:
+                made = compress_weights(graph, path)
+            stage.note = made.note
+        with self._progress.stage(f"verify {precision}") as stage:
+            measured = self._measure_file(precision, path, made.files, 0, reference, against="fp32", stage=stage)
+        self._accept(measured, made.settings)
 
     def _prepare_dynamic(self, graph: ModelProto) -> DynamicRecipe:
         """The recipe of int8, prepared once for all variants of one graph."""
@@ -264,8 +286,8 @@ class VariantMaker:
         against: str,
         stage: Stage,
     ) -> _Measured:
-        provider = ExecutionProvider.NATIVE if precision is Precision.INT8_NATIVE else ExecutionProvider.CPU
-        logits = self._runner.run_file(path, self.records, stage, provider=provider)
+        provider = ENGINE_OF.get(precision, ExecutionProvider.CPU)
+        logits = self._runner.run_file(path, self.records, stage, provider=provider, precision=precision)
         parity = self._compare(precision, logits, reference, against=against)
         report = VariantReport(
             parity=parity,
@@ -307,19 +329,28 @@ class VariantMaker:
             )
         is_fp32 = precision is Precision.FP32
         largest = _QUANTIZED_TOLERANCE_FACTOR * parity.max_abs_diff
-        is_int8 = precision in (Precision.INT8, Precision.INT8_QDQ)
         self.variants[precision] = Variant(
             path=measured.path.relative_to(self._folder).as_posix(),
             files=tuple(file.relative_to(self._folder).as_posix() for file in measured.files),
             opset=measured.opset,
             quantization=dict(settings),
-            instruction_sets=EXACT_INT8_INSTRUCTION_SETS if is_int8 and not self._reduce_range else (),
+            instruction_sets=_needed_instruction_sets(precision, reduced=self._reduce_range),
             golden_tolerance=_FP32_TOLERANCE if is_fp32 else max(_SMALLEST_QUANTIZED_TOLERANCE, largest),
             parity=parity,
         )
 
     def _gate(self, precision: Precision) -> Gate:
         return self._options.gates.get(precision, GATES[precision])
+
+
+def _needed_instruction_sets(precision: Precision, *, reduced: bool) -> tuple[str, ...]:
+    """What a processor needs for a variant to compute there what was measured here."""
+    if precision is Precision.BF16_OPENVINO:
+        return BF16_INSTRUCTION_SETS
+    if precision is Precision.INT8_DYNAMIC_OPENVINO:
+        return EXACT_INT8_INSTRUCTION_SETS
+    reducible = (Precision.INT8, Precision.INT8_QDQ, Precision.INT8_OPENVINO)
+    return EXACT_INT8_INSTRUCTION_SETS if precision in reducible and not reduced else ()
 
 
 def _finish(precision: Precision, model: ModelProto) -> ModelProto:

@@ -16,12 +16,22 @@ class Precision(StrEnum):
     """For TensorRT and CUDA: signed throughout and symmetric, as standard QuantizeLinear and DequantizeLinear pairs."""
     INT8_NATIVE = "int8_native"
     """For the native engine: the weights and scales of INT8, in a file of its own."""
+    BF16_OPENVINO = "bf16_openvino"
+    """For OpenVINO: the float32 graph, computed in bfloat16."""
+    INT8_OPENVINO = "int8_openvino"
+    """For OpenVINO: one fixed scale an activation, from calibration pairs."""
+    INT8_DYNAMIC_OPENVINO = "int8_dynamic_openvino"
+    """For OpenVINO: int8 weights, and a scale for each group of a token's activations as they come."""
 
     @property
     def path(self) -> str:
         """The variant's file inside the bundle; the ONNX ones are named as Hugging Face repositories name them."""
         if self is Precision.INT8_NATIVE:
             return "native/model_int8.safetensors"
+        if self is Precision.BF16_OPENVINO:
+            return Precision.FP32.path
+        if self in (Precision.INT8_OPENVINO, Precision.INT8_DYNAMIC_OPENVINO):
+            return f"openvino/model_{self.value.removesuffix('_openvino')}.xml"
         return f"onnx/{self.file_name}"
 
     @property
@@ -32,3 +42,5 @@ class Precision(StrEnum):
 
 EXACT_INT8_INSTRUCTION_SETS = ("avx512_vnni", "avx_vnni", "arm64")
 """Where u8 x s8 products accumulate in 32 bits (ARM is not measured yet); elsewhere 16-bit sums on the way saturate."""
+BF16_INSTRUCTION_SETS = ("avx512_bf16", "amx_bf16", "bf16")
+"""Where a processor multiplies bfloat16; elsewhere OpenVINO computes float32 instead."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
-ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda, native or cpu.")]
+ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda, native, cpu or openvino.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bundle.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
 DeploymentOption = Annotated[Path | None, typer.Option(help="A deployment profile (TOML).", show_default=False)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crossforge.profiles import PREFERENCE, EngineRecord, ExecutionProvider, Precision
+from crossforge.profiles import ENGINE_OF, PREFERENCE, EngineRecord, ExecutionProvider, Precision, mismatch
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.engines import EngineChoice, read_engines, select_engine
 from crossforge.runtime.machine import Machine
@@ -56,6 +56,8 @@ def decide(
         BundleError: A sidecar cannot be read.
     """
     engine = _choose_engine(bundle, machine, precision, allow_host_code=allow_host_code)
+    if precision in bundle.manifest.variants and (only := ENGINE_OF.get(Precision(precision))) not in (None, *order):
+        order = (*order, only)
     reasons = _bundle_reasons(bundle, machine, precision)
     if engine.record is None:
         reasons[ExecutionProvider.TENSORRT] = engine.reason
@@ -68,13 +70,13 @@ def decide(
 
 
 def _bundle_reasons(bundle: Bundle, machine: Machine, precision: str) -> dict[ExecutionProvider, str]:
-    """The native engine runs one variant, and nothing else runs that one."""
+    """Some engines run their own variants alone, and nothing else runs those."""
     variant = bundle.manifest.variants.get(Precision.INT8_NATIVE)
-    if precision == Precision.INT8_NATIVE:
-        others = (provider for provider in ExecutionProvider if provider is not ExecutionProvider.NATIVE)
-        return dict.fromkeys(others, f"only the native engine runs {Precision.INT8_NATIVE}")
+    if precision in bundle.manifest.variants:
+        reasons = {provider: mismatch(provider, Precision(precision)) for provider in ExecutionProvider}
+        return {provider: reason for provider, reason in reasons.items() if reason is not None}
     if precision != AUTO:
-        return {ExecutionProvider.NATIVE: f"it runs {Precision.INT8_NATIVE}, not {precision}"}
+        return {}  # refused where it is looked up
     reason = f"the bundle has no {Precision.INT8_NATIVE} variant"
     if variant is not None:
         reason = why_not(variant, machine, ExecutionProvider.NATIVE) or ""

@@ -19,11 +19,12 @@ from crossforge.profiles import (
     ProviderUnavailableError,
 )
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
-from crossforge.runtime.machine import Machine
+from crossforge.runtime.machine import Machine, usable_cores
 from crossforge.runtime.precision import PrecisionChoice, select_precision
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.sessions.native import NativeSession
+from crossforge.runtime.sessions.openvino import OpenVinoSession
 from crossforge.runtime.sessions.ort import OnnxRuntimeSession
 from crossforge.runtime.sessions.tensorrt import open_tensorrt_session
 
@@ -48,7 +49,7 @@ def open_session(
     strict: bool,
     check_files: bool,
     engine: EngineRecord | None = None,
-    lanes: int = 1,
+    lanes: int | None = None,
     allow_host_code: bool = False,
 ) -> OpenedSession:
     """Open the session of the first planned provider that loads.
@@ -61,7 +62,8 @@ def open_session(
         strict: Raise when the first provider fails, instead of trying the next.
         check_files: Compare what is read with the manifest.
         engine: The TensorRT engine to run, if that provider is planned.
-        lanes: Batches that may run at the same time on a GPU.
+        lanes: Batches that may run at the same time, where a session is made for a number of them; None takes one on a GPU
+            and one a core on the processor.
         allow_host_code: Load an engine that embeds code for the host.
 
     Raises:
@@ -78,10 +80,12 @@ def open_session(
             if provider is ExecutionProvider.TENSORRT:
                 if engine is None:
                     raise ProviderUnavailableError("no TensorRT engine was chosen")
-                opened = _open_engine(bundle, engine, lanes=lanes, check_files=check_files, allow_host_code=allow_host_code)
+                opened = _open_engine(
+                    bundle, engine, lanes=lanes or 1, check_files=check_files, allow_host_code=allow_host_code
+                )
             else:
                 choice = select_precision(precision, bundle.manifest, provider, machine)
-                session = _open_checked(bundle, choice.precision, provider, check_files=check_files)
+                session = _open_checked(bundle, choice.precision, provider, lanes=lanes, check_files=check_files)
                 opened = OpenedSession(session=session, choice=choice)
         except (EngineError, ProviderUnavailableError) as error:
             if strict or provider is plan.candidates[-1]:
@@ -110,14 +114,17 @@ def _open_engine(
     return OpenedSession(session=session, choice=choice, profiles=session.profiles)
 
 
-def _open_checked(bundle: Bundle, precision: Precision, provider: ExecutionProvider, *, check_files: bool) -> Session:
+def _open_checked(
+    bundle: Bundle, precision: Precision, provider: ExecutionProvider, *, lanes: int | None, check_files: bool
+) -> Session:
     """Load a variant while another thread compares its files' digests: hashing costs a cold start next to nothing."""
     path = bundle.path / bundle.manifest.variants[precision].path
     names = bundle.files_to_run(precision) if check_files else ()
     with ThreadPoolExecutor(1, thread_name_prefix="crossforge-check") as checker:
         checked = checker.submit(bundle.check, names)
         try:
-            session = open_model(path, provider, labels=len(bundle.manifest.scoring.labels))
+            labels = len(bundle.manifest.scoring.labels)
+            session = open_model(path, provider, precision=precision, labels=labels, lanes=lanes)
         except (EngineError, BundleError, ProviderUnavailableError):
             checked.result()  # a damaged file explains the failure better than the engine does
             raise
@@ -130,8 +137,22 @@ def _open_checked(bundle: Bundle, precision: Precision, provider: ExecutionProvi
     return session
 
 
-def open_model(path: Path, provider: ExecutionProvider, *, labels: int) -> Session:
+def open_model(
+    path: Path,
+    provider: ExecutionProvider,
+    *,
+    labels: int,
+    precision: Precision = Precision.FP32,
+    lanes: int | None = None,
+) -> Session:
     """Load a variant's file on a provider that is not TensorRT.
+
+    Args:
+        path: The file.
+        provider: Where it runs.
+        labels: Columns that the output must have.
+        precision: The variant: one file may serve two.
+        lanes: Batches that may run at the same time, where a session is made for a number of them; None takes one a core.
 
     Raises:
         MachineError: The provider cannot be had.
@@ -140,6 +161,8 @@ def open_model(path: Path, provider: ExecutionProvider, *, labels: int) -> Sessi
     """
     if provider is ExecutionProvider.NATIVE:
         return NativeSession(path, labels=labels)
+    if provider is ExecutionProvider.OPENVINO:
+        return OpenVinoSession(path, precision=precision, labels=labels, streams=lanes or usable_cores())
     return OnnxRuntimeSession(path, provider=provider, labels=labels)
 
 

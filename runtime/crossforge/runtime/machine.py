@@ -50,6 +50,8 @@ class Machine:
     """Providers that the installed build holds, which does not mean that they load."""
     native_engine: bool
     """Whether the native engine of this version is compiled."""
+    openvino_packages: tuple[str, ...] = ()
+    """The installed OpenVINO, as ``name version``."""
 
 
 def inspect_machine() -> Machine:
@@ -67,6 +69,7 @@ def inspect_machine() -> Machine:
         onnxruntime_packages=installed_versions(_ONNXRUNTIME_DISTRIBUTIONS),
         onnxruntime_providers=_onnxruntime_providers(),
         native_engine=find_library() is not None,
+        openvino_packages=installed_versions(("openvino",)),
     )
 
 

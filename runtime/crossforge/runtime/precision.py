@@ -12,6 +12,12 @@ AUTO = "auto"
 _FASTEST_FIRST = {
     ExecutionProvider.CPU: (Precision.INT8, Precision.FP32),
     ExecutionProvider.NATIVE: (Precision.INT8_NATIVE,),
+    ExecutionProvider.OPENVINO: (
+        Precision.INT8_OPENVINO,
+        Precision.INT8_DYNAMIC_OPENVINO,
+        Precision.BF16_OPENVINO,
+        Precision.FP32,
+    ),
     ExecutionProvider.CUDA: (Precision.FP16, Precision.FP32),
     ExecutionProvider.TENSORRT: (Precision.FP16, Precision.FP32),
 }
@@ -64,5 +70,6 @@ def why_not(variant: Variant, machine: Machine, provider: ExecutionProvider) -> 
         return "it failed its parity gate when the bundle was made"
     needed = variant.instruction_sets if provider.is_cpu else ()
     if needed and not set(needed) & set(machine.instruction_sets):
-        return f"its integer products saturate on this processor, which has none of {', '.join(needed)}"
+        what = "its integer products saturate" if "int8" in variant.path else "its arithmetic is not to be had"
+        return f"{what} on this processor, which has none of {', '.join(needed)}"
     return None

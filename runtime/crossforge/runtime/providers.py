@@ -71,12 +71,7 @@ def select_providers(
         ProviderUnavailableError: Nothing can run here, or the named provider cannot and ``strict`` is set.
     """
     named = _parse(wanted)
-    if named is None:
-        considered = tuple(order)
-    else:
-        considered = (
-            (named,) if strict else (named, *(p for p in PREFERENCE if PREFERENCE.index(p) > PREFERENCE.index(named)))
-        )
+    considered = tuple(order) if named is None else (named,) if strict else (named, *_fallbacks(named))
     candidates: list[ExecutionProvider] = []
     rejected: list[Rejection] = []
     for provider in considered:
@@ -96,6 +91,8 @@ def why_not(provider: ExecutionProvider, machine: Machine) -> str | None:
     """The first reason for which a provider cannot run on a machine; None if it can."""
     if provider is ExecutionProvider.NATIVE:
         return _why_not_native(machine)
+    if provider is ExecutionProvider.OPENVINO:
+        return None if machine.openvino_packages else 'OpenVINO is not installed: pip install "crossforge[openvino]"'
     if provider is not ExecutionProvider.CPU and not machine.gpus:
         return machine.gpu_reason or "no NVIDIA GPU is visible"
     if provider is ExecutionProvider.TENSORRT:
@@ -113,6 +110,11 @@ def why_not(provider: ExecutionProvider, machine: Machine) -> str | None:
     return None
 
 
+def _fallbacks(named: ExecutionProvider) -> tuple[ExecutionProvider, ...]:
+    """What may run instead: all that ``auto`` would take after it."""
+    return PREFERENCE[PREFERENCE.index(named) + 1 :] if named in PREFERENCE else (ExecutionProvider.CPU,)
+
+
 def _why_not_native(machine: Machine) -> str | None:
     if NATIVE_INSTRUCTION_SET not in machine.instruction_sets:
         return f"this processor has no {NATIVE_INSTRUCTION_SET}"
@@ -125,5 +127,5 @@ def _parse(wanted: str) -> ExecutionProvider | None:
     try:
         return ExecutionProvider(wanted)
     except ValueError:
-        allowed = ", ".join([AUTO, *PREFERENCE])
+        allowed = ", ".join([AUTO, *ExecutionProvider])
         raise InputError("unknown execution provider", got=repr(wanted), allowed=allowed) from None

@@ -130,7 +130,7 @@ class Reranker:
 
         Args:
             bundle: The bundle's folder.
-            provider: ``auto``, ``tensorrt``, ``cuda``, ``native`` or ``cpu``.
+            provider: ``auto``, ``tensorrt``, ``cuda``, ``native``, ``cpu`` or ``openvino``.
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
             strict: Raise where another provider than the chosen one would run.
             deployment: How to run it. ``provider`` and ``precision``, where given, win over it.
@@ -173,7 +173,7 @@ class Reranker:
             precision,
             machine,
             engine=decision.engine,
-            lanes=deployment.workers or 1,
+            lanes=deployment.workers,
             strict=strict,
             check_files=check_files,
             allow_host_code=allow_host_code,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossforge.profiles import CrossforgeError, ExecutionProvider, Precision
+from crossforge.profiles import ENGINE_OF, CrossforgeError, ExecutionProvider, Precision
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.reranker import Reranker
@@ -71,7 +71,7 @@ def _check_template(bundle: Bundle) -> str | None:
 
 def _check_variant(bundle: Bundle, precision: Precision) -> VariantVerdict:
     tolerance = bundle.manifest.variants[precision].golden_tolerance
-    provider = ExecutionProvider.NATIVE if precision is Precision.INT8_NATIVE else ExecutionProvider.CPU
+    provider = ENGINE_OF.get(precision, ExecutionProvider.CPU)
     try:
         with Reranker.load(bundle, provider=provider, precision=precision, strict=True) as reranker:
             difference = reranker.check_golden()

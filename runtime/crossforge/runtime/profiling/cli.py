@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 import typer
 from rich.markup import escape
 
-from crossforge.profiles import PREFERENCE, ExecutionProvider, InputError, MissingPackageError, Precision
+from crossforge.profiles import ExecutionProvider, InputError, MissingPackageError, Precision
 from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
 from crossforge.runtime.profiling.options import (
     DEFAULT_BUDGET_S,
@@ -108,7 +108,7 @@ def profile(
         lengths=DEFAULT_LENGTHS if lengths is None else _parse_numbers(lengths, "--lengths"),
         query_tokens=DEFAULT_QUERY_TOKENS if query_tokens is None else query_tokens,
         workload=workload,
-        providers=_parse_names(provider, ExecutionProvider, "execution provider", PREFERENCE),
+        providers=_parse_names(provider, ExecutionProvider, "execution provider", ExecutionProvider),
         precisions=_parse_names(precision, Precision, "precision", tuple(Precision)),
         budget_s=budget,
         interval_width=interval_width,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from crossforge.profiles import (
-    PREFERENCE,
+    RUNS_ONLY,
     EngineError,
     ExecutionProvider,
     InputError,
@@ -16,6 +16,7 @@ from crossforge.profiles import (
     Manifest,
     Precision,
     ProviderUnavailableError,
+    mismatch,
 )
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.decision import decide
@@ -28,7 +29,7 @@ from crossforge.runtime.reranker import Reranker
 
 MEANT_FOR = {
     ExecutionProvider.CPU: (Precision.FP32, Precision.INT8),
-    ExecutionProvider.NATIVE: (Precision.INT8_NATIVE,),
+    **RUNS_ONLY,
     ExecutionProvider.CUDA: (Precision.FP32, Precision.FP16, Precision.INT8_QDQ),
     ExecutionProvider.TENSORRT: (Precision.FP32, Precision.FP16, Precision.INT8_QDQ),
 }
@@ -67,13 +68,15 @@ def list_candidates(
     if absent := [precision for precision in precisions if precision not in manifest.variants]:
         raise InputError(f"the bundle has no {absent[0]} variant", allowed=", ".join(manifest.variants))
     candidates, skipped = [], []
-    for provider in providers or PREFERENCE:
+    for provider in providers or ExecutionProvider:
         if reason := why_not(provider, machine):
             skipped.append(Skipped(what=provider, why=reason))
             continue
         for precision in precisions or manifest.variants:
             candidate = Candidate(provider=provider, precision=precision)
-            if not precisions and precision not in MEANT_FOR[provider]:
+            if reason := mismatch(provider, precision):
+                skipped.append(Skipped(what=str(candidate), why=reason))
+            elif not precisions and precision not in MEANT_FOR[provider]:
                 skipped.append(
                     Skipped(what=str(candidate), why=f"it is not made for this provider; name it: --precision {precision}")
                 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crossforge.profiles import ExecutionProvider, GateError, Precision, ProviderUnavailableError
+from crossforge.profiles import ExecutionProvider, GateError, Precision, ProviderUnavailableError, mismatch
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.machine import Machine
 from crossforge.runtime.precision import why_not
 from crossforge.runtime.profiling.report import Skipped
 from crossforge.runtime.profiling.settings import QualityLimits, Setting, candidate_settings
+from crossforge.runtime.providers import why_not as why_not_provider
 from crossforge.runtime.scoring import default_budget_tokens
 
 
@@ -35,12 +36,14 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
     skipped: dict[str, str] = {}
     decision = decide(bundle, machine)
     variants: dict[ExecutionProvider, list[Precision]] = {}
-    for provider in decision.plan.candidates:
+    openvino = why_not_provider(ExecutionProvider.OPENVINO, machine)  # which no choice but a measured one should fall on
+    if openvino is not None:
+        skipped[ExecutionProvider.OPENVINO] = openvino
+    others = () if openvino else (ExecutionProvider.OPENVINO,)
+    for provider in dict.fromkeys((*decision.plan.candidates, *others)):
         variants[provider] = []
         for precision, variant in bundle.manifest.variants.items():
-            reason = limits.why_not(variant.parity) or why_not(variant, machine, provider)
-            if reason is None and (precision is Precision.INT8_NATIVE) is not (provider is ExecutionProvider.NATIVE):
-                reason = "the native engine runs int8_native, and nothing else does"
+            reason = mismatch(provider, precision) or limits.why_not(variant.parity) or why_not(variant, machine, provider)
             if reason is None and provider is ExecutionProvider.TENSORRT:
                 reason = _why_no_engine(bundle, machine, precision)
             if reason is None:
