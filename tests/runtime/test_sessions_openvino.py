@@ -100,7 +100,7 @@ def test_an_answer_stays_when_the_next_batch_runs(tmp_path: Path) -> None:
         (
             MeanModel(has_head=False),
             1,
-            "is not a reranker with 1 label; got outputs [?,?,4]; allowed: one output [batch, 1]",
+            "with 1 label; got outputs [?,?,4]; allowed: one output [batch, 1]",
         ),
         (MeanModel(labels=1), 3, "is not a reranker with 3 labels; got outputs [?,1]"),
     ],
@@ -159,7 +159,7 @@ def test_without_openvino_its_extra_is_named(tmp_path: Path, monkeypatch: pytest
         OpenVinoSession(tmp_path / "model.onnx")
 
 
-def test_a_machine_without_openvino_runs_on_and_says_why(tmp_path: Path) -> None:
+def test_a_machine_without_openvino_runs_on_and_says_why() -> None:
     reason = 'OpenVINO is not installed: pip install "crossforge[openvino]"'
     plan = select_providers("openvino", make_machine())
 
