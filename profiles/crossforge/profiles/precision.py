@@ -18,16 +18,16 @@ class Precision(StrEnum):
     """For the native engine: the weights and scales of INT8, in a file of its own."""
 
     @property
-    def path(self) -> str:
-        """The variant's file inside the bundle; the ONNX ones are named as Hugging Face repositories name them."""
+    def file_name(self) -> str:
+        """The name of the variant's file: an ONNX file's as Hugging Face repositories have it."""
         if self is Precision.INT8_NATIVE:
-            return "native/model_int8.safetensors"
-        return f"onnx/{self.file_name}"
+            return "model_int8.safetensors"
+        return "model.onnx" if self is Precision.FP32 else f"model_{self.value}.onnx"
 
     @property
-    def file_name(self) -> str:
-        """The name of an ONNX variant's file."""
-        return "model.onnx" if self is Precision.FP32 else f"model_{self.value}.onnx"
+    def path(self) -> str:
+        """The variant's file, relative to the bundle."""
+        return f"{'native' if self is Precision.INT8_NATIVE else 'onnx'}/{self.file_name}"
 
 
 EXACT_INT8_INSTRUCTION_SETS = ("avx512_vnni", "avx_vnni", "arm64")

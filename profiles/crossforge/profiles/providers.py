@@ -21,9 +21,9 @@ class ExecutionProvider(StrEnum):
 
     @property
     def onnxruntime_name(self) -> str:
-        """The provider's name in ONNX Runtime; that of its CPU where the provider is not one of ONNX Runtime's."""
+        """The provider's name in ONNX Runtime; blank for the native engine, which is not part of it."""
         return {
-            ExecutionProvider.NATIVE: "CPUExecutionProvider",
+            ExecutionProvider.NATIVE: "",
             ExecutionProvider.TENSORRT: "TensorrtExecutionProvider",
             ExecutionProvider.CUDA: "CUDAExecutionProvider",
             ExecutionProvider.CPU: "CPUExecutionProvider",

@@ -75,7 +75,9 @@ def _bundle_reasons(bundle: Bundle, machine: Machine, precision: str) -> dict[Ex
         return dict.fromkeys(others, f"only the native engine runs {Precision.INT8_NATIVE}")
     if precision != AUTO:
         return {ExecutionProvider.NATIVE: f"it runs {Precision.INT8_NATIVE}, not {precision}"}
-    reason = f"the bundle has no {Precision.INT8_NATIVE} variant"
+    reason = (
+        f"the bundle has no {Precision.INT8_NATIVE} variant: crossforge quantize BUNDLE --precision {Precision.INT8_NATIVE}"
+    )
     if variant is not None:
         reason = why_not(variant, machine, ExecutionProvider.NATIVE) or ""
     return {ExecutionProvider.NATIVE: reason} if reason else {}
