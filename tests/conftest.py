@@ -36,4 +36,4 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to compile the native engine with")
-    return build_library(tmp_path_factory.mktemp("native"))
+    return build_library(tmp_path_factory.mktemp("cache") / "crossforge" / "native")

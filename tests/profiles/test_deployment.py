@@ -58,7 +58,7 @@ def test_the_path_may_be_a_string(tmp_path: Path) -> None:
         ("precision = [1]", "not a valid Precision"),
         ('providers = ["cpu", "npu"]', "'npu' is not a valid ExecutionProvider"),
         ("providers = 1", "not iterable"),
-        ("providers = []", "providers is empty; allowed: tensorrt, cuda, cpu"),
+        ("providers = []", "providers is empty; allowed: tensorrt, cuda, native, cpu"),
         ("budget_tokens = 0", "budget_tokens is too small; got 0; allowed: 1 or more"),
         ('budget_tokens = "many"', "budget_tokens must be a whole number; got 'many'"),
         ("budget_tokens = 1.5", "budget_tokens must be a whole number; got 1.5"),
@@ -124,6 +124,7 @@ def test_every_precision_has_the_file_name_of_the_hub() -> None:
         Precision.FP16: "model_fp16.onnx",
         Precision.INT8: "model_int8.onnx",
         Precision.INT8_QDQ: "model_int8_qdq.onnx",
+        Precision.INT8_NATIVE: "model_int8.safetensors",
     }
 
 
@@ -131,6 +132,7 @@ def test_every_provider_has_its_name_in_onnxruntime() -> None:
     assert [provider.onnxruntime_name for provider in PREFERENCE] == [
         "TensorrtExecutionProvider",
         "CUDAExecutionProvider",
+        "",
         "CPUExecutionProvider",
     ]
     assert set(PREFERENCE) == set(ExecutionProvider)

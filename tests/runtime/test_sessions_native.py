@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from math import erfc, sqrt
 from pathlib import Path
 from threading import Event
 
@@ -17,7 +18,7 @@ from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.sessions.native import NativeSession
 from crossforge.runtime.sessions.native.encoder_file import Encoder, read_encoder, write_encoder
 from crossforge.runtime.sessions.native.library import NATIVE_INSTRUCTION_SET, build_library, find_library
-from support.encoders import compute, make_batch, make_encoder, make_shape
+from support.encoders import compute, gelu, make_batch, make_encoder, make_shape
 
 TOLERANCE = 0.02
 """A value on the edge of two codes may be rounded either way; logits spread over several units."""
@@ -43,13 +44,19 @@ def open_encoder(encoder: Encoder, folder: Path, library: Path, *, scalar: bool 
     return NativeSession(path, labels=encoder.shape.labels, library=library, scalar=scalar)
 
 
+def test_gelu_is_exact_to_a_small_part_of_the_step_that_it_is_rounded_to(native_library: Path) -> None:
+    x = np.linspace(-12, 12, 240_001)
+    exact = np.asarray([value * erfc(-value / sqrt(2)) / 2 for value in x])
+    assert np.abs(gelu(x, native_library) - exact).max() < 2e-4 < 0.03 * 0.17 / 24
+
+
 @pytest.mark.parametrize("heads", [2, 4], ids=["heads of 64", "heads of 32"])
 def test_logits_are_those_of_the_same_arithmetic_in_numpy(
     tmp_path: Path, native_library: Path, scalar: bool, heads: int
 ) -> None:
     encoder = make_encoder(make_shape(hidden=128, heads=heads, intermediate=192, labels=3))
     batch = make_batch([1, 2, 5, 16, 17, 31, 40, 64, 67, 100], encoder.shape)
-    expected = compute(encoder, batch)
+    expected = compute(encoder, batch, native_library)
     session = open_encoder(encoder, tmp_path, native_library, scalar=scalar)
     logits = session.run(batch)
     assert np.ptp(expected, axis=0).min() > 50 * TOLERANCE
@@ -110,7 +117,7 @@ def test_positions_of_a_roberta_begin_behind_its_padding_id(tmp_path: Path, nati
     batch = make_batch([5, 33], encoder.shape)
     session = open_encoder(encoder, tmp_path, native_library, scalar=scalar)
     assert session.input_names == ("input_ids", "attention_mask")
-    np.testing.assert_allclose(session.run(batch), compute(encoder, batch), atol=TOLERANCE)
+    np.testing.assert_allclose(session.run(batch), compute(encoder, batch, native_library), atol=TOLERANCE)
 
 
 def test_a_padding_token_inside_a_robertas_text_takes_no_position(
@@ -124,7 +131,7 @@ def test_a_padding_token_inside_a_robertas_text_takes_no_position(
     tensors = dict(make_encoder(shape).tensors)
     tensors["positions"] = tensors["positions"].copy()
     tensors["positions"][2:8] = tensors["positions"][[2, 3, 1, 4, 5, 6]]
-    expected = compute(Encoder(shape=shape, tensors=tensors), batch)
+    expected = compute(Encoder(shape=shape, tensors=tensors), batch, native_library)
     np.testing.assert_allclose(session.run(batch), expected, atol=TOLERANCE)
 
 
@@ -238,7 +245,7 @@ def rewrite_shape(path: Path, **changes: object) -> None:
         {"vocabulary": 51},
         {"layers": 3},
         {"hidden": 96},
-        {"heads": 1},
+        {"heads": 4},
         {"labels": 0},
         {"positions": 2**40},
         {"epsilon": "0"},

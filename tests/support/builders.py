@@ -61,7 +61,7 @@ def make_parity(**overrides: Any) -> ParityReport:
 
 
 def make_variant(precision: Precision = Precision.FP32, **overrides: Any) -> Variant:
-    path = f"onnx/{precision.file_name}"
+    path = precision.path
     fields: dict[str, Any] = {
         "path": path,
         "files": (path,),

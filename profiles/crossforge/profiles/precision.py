@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import PurePosixPath
 
 
 class Precision(StrEnum):
@@ -24,20 +25,19 @@ class Precision(StrEnum):
     """For OpenVINO: int8 weights, and a scale for each group of a token's activations as they come."""
 
     @property
-    def path(self) -> str:
-        """The variant's file inside the bundle; the ONNX ones are named as Hugging Face repositories name them."""
+    def file_name(self) -> str:
+        """The name of the variant's file: an ONNX file's as Hugging Face repositories have it."""
         if self is Precision.INT8_NATIVE:
-            return "native/model_int8.safetensors"
-        if self is Precision.BF16_OPENVINO:
-            return Precision.FP32.path
+            return "model_int8.safetensors"
         if self in (Precision.INT8_OPENVINO, Precision.INT8_DYNAMIC_OPENVINO):
-            return f"openvino/model_{self.value.removesuffix('_openvino')}.xml"
-        return f"onnx/{self.file_name}"
+            return f"model_{self.value.removesuffix('_openvino')}.xml"
+        return "model.onnx" if self in (Precision.FP32, Precision.BF16_OPENVINO) else f"model_{self.value}.onnx"
 
     @property
-    def file_name(self) -> str:
-        """The name of an ONNX variant's file."""
-        return "model.onnx" if self is Precision.FP32 else f"model_{self.value}.onnx"
+    def path(self) -> str:
+        """The variant's file, relative to the bundle."""
+        folder = {".xml": "openvino", ".safetensors": "native"}.get(PurePosixPath(self.file_name).suffix, "onnx")
+        return f"{folder}/{self.file_name}"
 
 
 EXACT_INT8_INSTRUCTION_SETS = ("avx512_vnni", "avx_vnni", "arm64")

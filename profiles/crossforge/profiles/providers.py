@@ -31,10 +31,10 @@ class ExecutionProvider(StrEnum):
 
     @property
     def onnxruntime_name(self) -> str:
-        """The provider's name in ONNX Runtime; that of its CPU where the provider is not one of ONNX Runtime's."""
+        """The provider's name in ONNX Runtime; blank for engines that are not part of it."""
         return {
-            ExecutionProvider.NATIVE: "CPUExecutionProvider",
-            ExecutionProvider.OPENVINO: "CPUExecutionProvider",
+            ExecutionProvider.NATIVE: "",
+            ExecutionProvider.OPENVINO: "",
             ExecutionProvider.TENSORRT: "TensorrtExecutionProvider",
             ExecutionProvider.CUDA: "CUDAExecutionProvider",
             ExecutionProvider.CPU: "CPUExecutionProvider",

@@ -77,7 +77,9 @@ def _bundle_reasons(bundle: Bundle, machine: Machine, precision: str) -> dict[Ex
         return {provider: reason for provider, reason in reasons.items() if reason is not None}
     if precision != AUTO:
         return {}  # refused where it is looked up
-    reason = f"the bundle has no {Precision.INT8_NATIVE} variant"
+    reason = (
+        f"the bundle has no {Precision.INT8_NATIVE} variant: crossforge quantize BUNDLE --precision {Precision.INT8_NATIVE}"
+    )
     if variant is not None:
         reason = why_not(variant, machine, ExecutionProvider.NATIVE) or ""
     return {ExecutionProvider.NATIVE: reason} if reason else {}

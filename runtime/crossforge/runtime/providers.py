@@ -41,9 +41,10 @@ class ProviderPlan:
         return self.wanted is not None and self.chosen is not self.wanted
 
     def explain(self) -> str:
-        """One line: what was taken, and why not the others."""
+        """One line: what was taken, and why not what ``auto`` would rather have."""
         providers: dict[str, list[str]] = {}
-        for rejection in self.rejected:
+        better = PREFERENCE[: PREFERENCE.index(self.chosen)]
+        for rejection in (rejection for rejection in self.rejected if rejection.provider in better):
             providers.setdefault(rejection.reason, []).append(rejection.provider)
         reasons = "; ".join(f"not {' or '.join(names)}: {reason}" for reason, names in providers.items())
         return f"{self.chosen}" + (f" ({reasons})" if reasons else "")

@@ -386,4 +386,6 @@ int32_t crossforge_run(crossforge_engine* engine, const int64_t* ids, const int6
     }
 }
 
+void crossforge_gelu(const float* in, int64_t count, float* out) { std::transform(in, in + count, out, gelu); }
+
 void crossforge_stages(const crossforge_engine* engine, uint64_t* cycles) { std::copy_n(engine->cycles, int(kStages), cycles); }

@@ -56,6 +56,9 @@ void crossforge_close(crossforge_engine* engine);
 int32_t crossforge_run(crossforge_engine* engine, const int64_t* ids, const int64_t* mask, const int64_t* segments, int64_t batch,
                        int64_t length, float* logits);
 
+// GELU as every kernel computes it, for tests.
+void crossforge_gelu(const float* in, int64_t count, float* out);
+
 // Cycles of each stage since the engine was opened, where it was compiled with CROSSFORGE_STAGES; 0 otherwise.
 void crossforge_stages(const crossforge_engine* engine, uint64_t* cycles);
 }

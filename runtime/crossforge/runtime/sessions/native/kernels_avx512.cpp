@@ -23,21 +23,7 @@ struct Gelu {
     static constexpr bool kGelu = true;
 };
 
-// GELU as max(x, 0) - g(|x|), where g(u) = u (1 - Phi(u)) is a parabola on each of 16 parts of [0, 4.1], whose coefficients
-// one permutation looks up. Within 2e-4 of the exact value, where a step of the code that it is rounded to is at least 7e-3.
-constexpr float kGeluEnd = 4.1f, kGeluParts = 15.4999f / kGeluEnd;
-alignas(64) constexpr float kGelu[3][16] = {
-    {5.84079132e-08f, 7.20378710e-04f, 1.27320848e-02f, 5.59614934e-02f, 1.40137136e-01f, 2.51292676e-01f, 3.56110871e-01f,
-     4.20041502e-01f, 4.25250798e-01f, 3.76888692e-01f, 2.96367079e-01f, 2.08760485e-01f, 1.32656902e-01f, 7.64534548e-02f,
-     4.01285850e-02f, 1.92461628e-02f},
-    {4.99874979e-01f, 4.90963608e-01f, 4.31784779e-01f, 3.01523119e-01f, 1.19299963e-01f, -6.83998093e-02f, -2.13576928e-01f,
-     -2.88843513e-01f, -2.94661283e-01f, -2.51881897e-01f, -1.87809467e-01f, -1.24629013e-01f, -7.44734704e-02f, -4.03784923e-02f,
-     -1.99678242e-02f, -9.04071517e-03f},
-    {-3.96844685e-01f, -3.70532095e-01f, -2.97645926e-01f, -1.99502021e-01f, -1.00874685e-01f, -2.16338634e-02f, 2.86341030e-02f,
-     5.07846698e-02f, 5.23936599e-02f, 4.29335311e-02f, 3.01875006e-02f, 1.87962335e-02f, 1.05325431e-02f, 5.36174886e-03f,
-     2.49461201e-03f, 1.06516958e-03f},
-};
-
+// As in kernels.h, sixteen at a time.
 INLINE __m512 gelu(__m512 x) {
     const __m512 u = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(kGeluEnd));
     // Adding 2^23 leaves the nearest integer in the lowest bits, and a permutation reads the lowest four.

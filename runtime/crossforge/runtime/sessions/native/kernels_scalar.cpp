@@ -16,8 +16,6 @@ float product(const uint8_t* row, float row_scale, const Linear& layer, int colu
     return std::fma(static_cast<float>(sum), row_scale * layer.scale[column], layer.bias[column]);
 }
 
-float gelu(float x) { return 0.5f * x * std::erfc(-x * 0.70710678118654752f); }
-
 void linear(const uint8_t* rows, const float* row_scales, int count, const Linear& layer, int first_column, int columns, float* out,
             int out_stride) {
     for (int r = 0; r < count; ++r)

@@ -148,6 +148,8 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.crossforge_open.argtypes = [ctypes.POINTER(CModel), ctypes.c_int32]
     library.crossforge_close.restype = None
     library.crossforge_close.argtypes = [ctypes.c_void_p]
+    library.crossforge_gelu.restype = None
+    library.crossforge_gelu.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     library.crossforge_run.restype = ctypes.c_int32
     library.crossforge_run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 2 + [ctypes.c_void_p]
     return library
