@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, demo_bundle, demo_checkpoint, workload
+from common import ROOT, demo_bundle_of_all, demo_checkpoint, workload
 from peers.contenders import FLASHRANK_FILE, FLASHRANK_NAME, REFERENCE, Contender, ours, peers
 from peers.environments import REQUIREMENTS, prepare_environment
 from peers.process import ContenderError, Process
@@ -50,7 +50,7 @@ PAUSE_S = 0.05
 
 def main() -> None:
     arguments = parse()
-    machine, bundle = inspect_machine(), Bundle.open(arguments.bundle or demo_bundle())
+    machine, bundle = inspect_machine(), Bundle.open(arguments.bundle or demo_bundle_of_all())
     checkpoint = demo_checkpoint()
     models, no_models = prepare_models(checkpoint, machine.instruction_sets)
     field = [*peers(models, checkpoint), *ours(bundle, machine)]

@@ -60,7 +60,7 @@ def test_without_the_engine_the_variant_is_not_made(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta"])
 @pytest.mark.usefixtures("native_engine")
-def test_the_native_variant_is_as_near_to_float32_as_int8_is(tmp_path: Path, native_engine: None, architecture: str) -> None:
+def test_the_native_variant_is_as_near_to_float32_as_int8_is(tmp_path: Path, architecture: str) -> None:
     checkpoint = save_tiny_model(tmp_path / "checkpoint", architecture, hidden_size=64, intermediate_size=128, labels=2)
     path = tmp_path / "bundle"
     manifest = export_bundle(str(checkpoint), path, OPTIONS)

@@ -125,6 +125,9 @@ def test_every_precision_has_the_file_name_of_the_hub() -> None:
         Precision.INT8: "model_int8.onnx",
         Precision.INT8_QDQ: "model_int8_qdq.onnx",
         Precision.INT8_NATIVE: "model_int8.safetensors",
+        Precision.BF16_OPENVINO: "model.onnx",
+        Precision.INT8_OPENVINO: "model_int8.xml",
+        Precision.INT8_DYNAMIC_OPENVINO: "model_int8_dynamic.xml",
     }
 
 
@@ -135,4 +138,4 @@ def test_every_provider_has_its_name_in_onnxruntime() -> None:
         "",
         "CPUExecutionProvider",
     ]
-    assert set(PREFERENCE) == set(ExecutionProvider)
+    assert {*PREFERENCE, ExecutionProvider.OPENVINO} == set(ExecutionProvider)

@@ -11,7 +11,9 @@ from crossforge.runtime.profiling.contenders import list_candidates, open_conten
 from crossforge.runtime.profiling.stages import StageRecorder
 from support.builders import make_machine, make_manifest, make_variant, record_again, write_bundle
 
-ALL = make_manifest(variants={precision: make_variant(precision) for precision in Precision})
+ALL = make_manifest(
+    variants={Precision(name): make_variant(Precision(name)) for name in ("fp32", "fp16", "int8", "int8_qdq")}
+)
 GPU = make_machine(
     gpus=("Test GPU",),
     gpu_targets=("sm89",),
@@ -25,9 +27,11 @@ def test_a_processor_measures_what_is_made_for_it_and_says_what_keeps_the_rest_o
     candidates, skipped = list_candidates(ALL, make_machine())
 
     assert [str(candidate) for candidate in candidates] == ["fp32 on cpu", "int8 on cpu"]
-    assert [item.what for item in skipped] == ["tensorrt", "cuda", "fp16 on cpu", "int8_qdq on cpu"]
+    assert [item.what for item in skipped] == [
+        "tensorrt", "cuda", "native", "fp16 on cpu", "int8_qdq on cpu", "openvino",
+    ]  # fmt: skip
     assert skipped[1].why == "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
-    assert "--precision int8_qdq" in skipped[3].why
+    assert "--precision int8_qdq" in skipped[4].why
 
 
 def test_what_is_named_is_tried() -> None:
@@ -43,7 +47,22 @@ def test_a_gpu_is_measured_beside_the_processor() -> None:
     assert [str(candidate) for candidate in candidates] == [
         "fp32 on cuda", "fp16 on cuda", "int8_qdq on cuda", "fp32 on cpu", "int8 on cpu",
     ]  # fmt: skip
-    assert [item.what for item in skipped] == ["tensorrt", "int8 on cuda", "fp16 on cpu", "int8_qdq on cpu"]
+    assert [item.what for item in skipped] == [
+        "tensorrt", "int8 on cuda", "native", "fp16 on cpu", "int8_qdq on cpu", "openvino",
+    ]  # fmt: skip
+
+
+def test_an_engine_measures_its_own_variants_even_if_others_are_named() -> None:
+    machine = make_machine(openvino_packages=("openvino 2026.4.1",))
+    manifest = make_manifest(
+        variants={p: make_variant(p) for p in (Precision.FP32, Precision.INT8, Precision.INT8_OPENVINO)}
+    )
+    candidates, _ = list_candidates(manifest, machine)
+    named, skipped = list_candidates(manifest, machine, precisions=(Precision.INT8_OPENVINO,))
+
+    assert [str(c) for c in candidates] == ["fp32 on cpu", "int8 on cpu", "fp32 on openvino", "int8_openvino on openvino"]
+    assert [str(c) for c in named] == ["int8_openvino on openvino"]
+    assert ("int8_openvino on cpu", "only the openvino engine runs int8_openvino") in [(s.what, s.why) for s in skipped]
 
 
 def test_a_variant_that_is_not_there_is_refused() -> None:
