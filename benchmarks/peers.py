@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,24 +23,20 @@ from pathlib import Path
 
 import numpy as np
 from common import ROOT, demo_bundle_of_all, demo_checkpoint, workload
-from peers.contenders import FLASHRANK_FILE, FLASHRANK_NAME, REFERENCE, Contender, ours, peers
-from peers.environments import REQUIREMENTS, prepare_environment
+from peers.contenders import REFERENCE, Contender, ours, peers
+from peers.environments import CACHE, prepare_environment, prepare_models
 from peers.process import ContenderError, Process
 from peers.report import draw, markdown
 from peers.summary import GATE_NDCG, GATE_TAU, Samples, summarize
 from peers.workloads import Bulk, bulk, latency_queries, long_records, slices
 
-from crossforge.export.demo import default_cache_dir
-from crossforge.export.pairs import calibration_pairs
 from crossforge.export.quality import read_qrels
 from crossforge.profiles import ExecutionProvider, Precision
-from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.profiling.ceiling import count_operations, measure_ceiling
 from crossforge.runtime.tokenization import PairTokenizer
 
-CACHE = default_cache_dir() / "peers"
 SOURCE_ROOTS = [ROOT / name for name in ("export", "runtime", "profiles")]
 PAUSE_S = 0.05
 """Between contenders: threads that spin for work go to sleep."""
@@ -84,34 +78,6 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--prepare", action="store_true", help="install and export, and measure nothing")
     return parser.parse_args()
-
-
-def prepare_models(checkpoint: Path, instruction_sets: Sequence[str]) -> tuple[Path, str]:
-    """The folder of the peers' forms of the model, and why it cannot be had if it cannot."""
-    known = next((name for name in EXACT_INT8_INSTRUCTION_SETS if name in instruction_sets), "avx2")
-    instruction_set = "avx2" if known == "avx_vnni" else known
-    sources = (REQUIREMENTS / "sentence-transformers.txt", REQUIREMENTS / "models.py")
-    key = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
-    folder = CACHE / f"{checkpoint.name}-{instruction_set}-{key}"
-    if (folder / ".made").is_file():
-        return folder, ""
-    try:
-        python = prepare_environment("sentence-transformers", CACHE)
-    except ContenderError as error:
-        return folder, str(error)
-    print("Exporting the demo model for the peers", file=sys.stderr)
-    calibration = folder / "calibration"
-    calibration.mkdir(parents=True, exist_ok=True)
-    texts = [f"{record.query} {passage.text}" for record in calibration_pairs() for passage in record.passages]
-    rows = "".join(json.dumps({"sentence": text}) + "\n" for text in texts)
-    (calibration / "train.jsonl").write_text(rows, encoding="utf-8")
-    command = [python, sources[1], checkpoint, folder, calibration, instruction_set, FLASHRANK_NAME, FLASHRANK_FILE]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        return folder, f"not exported: {last[0]}"
-    (folder / ".made").touch()
-    return folder, ""
 
 
 def start(

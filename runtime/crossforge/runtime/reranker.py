@@ -167,25 +167,28 @@ class Reranker:
         if plan.is_fallback:
             warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=2)
         manifest = bundle.manifest
-        opened = open_session(
-            bundle,
-            plan,
-            precision,
-            machine,
-            engine=decision.engine,
-            lanes=deployment.workers,
-            strict=strict,
-            check_files=check_files,
-            allow_host_code=allow_host_code,
-        )
-        session, choice = opened.session, opened.choice
-        try:
-            tokenizer = PairTokenizer.from_file(
+        with ThreadPoolExecutor(1, thread_name_prefix="crossforge-load") as loader:  # beside the session, to start sooner
+            tokenizer_loading = loader.submit(
+                PairTokenizer.from_file,
                 bundle.path / TOKENIZER_NAME,
                 manifest.pair_template,
                 manifest.truncation,
                 cache=TokenCache(deployment.passage_cache_bytes) if deployment.passage_cache_bytes else None,
             )
+            opened = open_session(
+                bundle,
+                plan,
+                precision,
+                machine,
+                engine=decision.engine,
+                lanes=deployment.workers,
+                strict=strict,
+                check_files=check_files,
+                allow_host_code=allow_host_code,
+            )
+        session, choice = opened.session, opened.choice
+        try:
+            tokenizer = tokenizer_loading.result()
         except CrossforgeError:
             session.close()
             raise

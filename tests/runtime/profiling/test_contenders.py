@@ -11,9 +11,8 @@ from crossforge.runtime.profiling.contenders import list_candidates, open_conten
 from crossforge.runtime.profiling.stages import StageRecorder
 from support.builders import make_machine, make_manifest, make_variant, record_again, write_bundle
 
-ALL = make_manifest(
-    variants={Precision(name): make_variant(Precision(name)) for name in ("fp32", "fp16", "int8", "int8_qdq")}
-)
+IN_ONNX = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT8_QDQ)
+ALL = make_manifest(variants={precision: make_variant(precision) for precision in IN_ONNX})
 GPU = make_machine(
     gpus=("Test GPU",),
     gpu_targets=("sm89",),
@@ -54,9 +53,8 @@ def test_a_gpu_is_measured_beside_the_processor() -> None:
 
 def test_an_engine_measures_its_own_variants_even_if_others_are_named() -> None:
     machine = make_machine(openvino_packages=("openvino 2026.4.1",))
-    manifest = make_manifest(
-        variants={p: make_variant(p) for p in (Precision.FP32, Precision.INT8, Precision.INT8_OPENVINO)}
-    )
+    held = (Precision.FP32, Precision.INT8, Precision.INT8_OPENVINO)
+    manifest = make_manifest(variants={precision: make_variant(precision) for precision in held})
     candidates, _ = list_candidates(manifest, machine)
     named, skipped = list_candidates(manifest, machine, precisions=(Precision.INT8_OPENVINO,))
 
