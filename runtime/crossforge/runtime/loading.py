@@ -26,7 +26,6 @@ from crossforge.runtime.sessions import Session
 from crossforge.runtime.sessions.native import NativeSession
 from crossforge.runtime.sessions.openvino import OpenVinoSession
 from crossforge.runtime.sessions.ort import OnnxRuntimeSession
-from crossforge.runtime.sessions.tensorrt import open_tensorrt_session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +101,8 @@ def _open_engine(
     bundle: Bundle, engine: EngineRecord, *, lanes: int, check_files: bool, allow_host_code: bool
 ) -> OpenedSession:
     """Load an engine. Its file is compared first: TensorRT trusts what it reads."""
+    from crossforge.runtime.sessions.tensorrt import open_tensorrt_session  # a start on the CPU should not pay for it
+
     if check_files:
         bundle.check((TOKENIZER_NAME, engine.spec.path, engine.spec.record_path))
     session = open_tensorrt_session(bundle.path / engine.spec.path, engine, lanes=lanes, allow_host_code=allow_host_code)
