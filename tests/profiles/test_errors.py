@@ -8,6 +8,7 @@ from crossforge import profiles
 from crossforge.profiles import (
     BundleError,
     BundleNotFoundError,
+    ClosedError,
     CrossforgeError,
     CrossforgeWarning,
     DeadlineError,
@@ -21,6 +22,7 @@ from crossforge.profiles import (
     NonFiniteLogitsError,
     OverloadedError,
     ProviderUnavailableError,
+    RequestTooLargeError,
     SchemaVersionError,
     SourceError,
     errors,
@@ -54,6 +56,7 @@ def test_an_error_keeps_its_parts() -> None:
     ("kind", "exit_code"),
     [
         (InputError, 2),
+        (RequestTooLargeError, 2),
         (SourceError, 2),
         (BundleError, 2),
         (BundleNotFoundError, 2),
@@ -61,6 +64,7 @@ def test_an_error_keeps_its_parts() -> None:
         (ManifestError, 2),
         (SchemaVersionError, 2),
         (EngineError, 1),
+        (ClosedError, 1),
         (NonFiniteLogitsError, 1),
         (OverloadedError, 1),
         (DeadlineError, 1),
@@ -79,6 +83,12 @@ def test_a_missing_package_answers_with_its_install_line() -> None:
     assert error.exit_code == 3
     assert str(error) == (
         'Running a bundle needs the package onnxruntime, which is not installed. Run: pip install "crossforge[cpu]"'
+    )
+
+
+def test_a_missing_package_that_no_extra_brings_is_named_itself() -> None:
+    assert str(MissingPackageError("torch", extra=None, purpose="Returning tensors")) == (
+        "Returning tensors needs the package torch, which is not installed. Run: pip install torch"
     )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossforge.profiles import CostModel, InputError, Truncation, TruncationSide, TruncationWarning
-from crossforge.runtime import FakeSession, Reranker, ScoredPairs
+from crossforge.profiles import CostModel, InputError, Truncation, TruncationSide, TruncationWarning, UnknownTokensWarning
+from crossforge.runtime import EncodedPairs, FakeSession, Reranker, ScoredPairs
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
 from support.builders import fake_reranker, make_manifest, make_profile, write_bundle
@@ -75,10 +76,10 @@ def test_every_pair_is_scored_once_and_lands_in_its_request(
 def test_the_result_tells_what_the_reranker_tells() -> None:
     long = "city " * 100
     with fake_reranker(budget_tokens=16) as reranker, MicroBatcher(reranker) as batcher:
-        expected = reranker.score_pairs([(QUERY, "the city"), (QUERY, long), ("query", "\N{CITYSCAPE}")])
-        scored = batcher.submit_pairs([(QUERY, "the city"), (QUERY, long), ("query", "\N{CITYSCAPE}")]).result(WAIT_S)
+        expected = reranker.score_pairs([(QUERY, "the city"), (QUERY, long), ("query", "\N{CITYSCAPE} жж")])
+        scored = batcher.submit_pairs([(QUERY, "the city"), (QUERY, long), ("query", "\N{CITYSCAPE} жж")]).result(WAIT_S)
 
-    for name in ("logits", "truncated", "query_truncated", "unknown_tokens", "token_counts"):
+    for name in ("logits", "truncated", "query_truncated", "unknown_tokens", "mostly_unknown", "token_counts"):
         np.testing.assert_array_equal(getattr(scored, name), getattr(expected, name))
     assert (scored.batches, scored.padding_waste) == (expected.batches, expected.padding_waste)
 
@@ -224,6 +225,13 @@ def test_a_coroutine_warns_of_text_that_was_cut() -> None:
     assert [warning.filename for warning in caught] == [__file__]
 
 
+def test_a_coroutine_warns_of_text_that_the_model_cannot_read() -> None:
+    with fake_reranker() as reranker, MicroBatcher(reranker) as batcher:
+        for ask in (batcher.score, batcher.rank):
+            with pytest.warns(UnknownTokensWarning, match=r"^1 of 2 pairs are mostly text that the model has no token for"):
+                asyncio.run(ask(QUERY, ["berlin", "ж жж"]))
+
+
 def test_errors_reach_whoever_awaits() -> None:
     with fake_reranker() as reranker, MicroBatcher(reranker) as batcher:
         with pytest.raises(InputError, match="the query is empty"):
@@ -279,3 +287,49 @@ def test_an_answered_request_is_freed_without_the_garbage_collector() -> None:
             assert released() is None
         finally:
             gc.enable()
+
+
+def wait_until_queued(batcher: MicroBatcher, requests: int) -> None:
+    give_up = time.monotonic() + WAIT_S
+    while batcher.stats().pending_requests < requests:
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+
+
+def test_a_request_tells_where_its_time_went() -> None:
+    session = GatedSession()
+    now = [10.0]
+    with fake_reranker(session) as reranker, MicroBatcher(reranker, clock=lambda: now[0]) as batcher:
+
+        def encode() -> EncodedPairs:
+            now[0] += 2.0
+            return reranker.tokenizer.encode(QUERY, PASSAGES)
+
+        held = batcher.submit(QUERY, ["held"])
+        session.wait_for_a_batch()
+        future = batcher.schedule_encoding(encode, count=len(PASSAGES))
+        wait_until_queued(batcher, 2)
+        now[0] += 3.0
+        session.let_through(1)
+        held.result(WAIT_S)
+        session.wait_for_a_batch()
+        now[0] += 5.0
+        session.let_through()
+        times = future.result(WAIT_S).times
+
+    assert times is not None
+    assert (times.tokenize_s, times.queue_s, times.compute_s) == (2.0, 3.0, 5.0)
+
+
+def test_an_encoder_that_refuses_ends_its_request_alone() -> None:
+    with fake_reranker() as reranker, MicroBatcher(reranker) as batcher:
+
+        def refuse() -> EncodedPairs:
+            raise KeyError("refused")
+
+        refused = batcher.schedule_encoding(refuse, count=3)
+        well = batcher.schedule_encoding(lambda: reranker.tokenizer.encode(QUERY, PASSAGES), count=len(PASSAGES))
+
+        assert isinstance(refused.exception(WAIT_S), KeyError)
+        np.testing.assert_array_equal(reranker.relevance(well.result(WAIT_S).logits), reranker.score(QUERY, PASSAGES))
+        assert batcher.stats().pending_tokens == 0

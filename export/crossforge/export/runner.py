@@ -65,7 +65,7 @@ class ModelRunner:
             done += count
             stage.advance(done, len(pairs))
 
-        workers = usable_cores()
+        workers = usable_cores() if provider.is_cpu else 1
         session = open_model(path, provider, precision=precision, labels=self.labels, lanes=workers)
         with ThreadPoolExecutor(workers) as executor:
             logits, _ = compute_logits(

@@ -19,7 +19,7 @@ from crossforge.export.openvino import check_openvino, compress_weights, describ
 from crossforge.export.options import Int8Recipe, VariantOptions
 from crossforge.export.pairs import read_verification
 from crossforge.export.parity import compare_logits, compare_queries, describe_moved, describe_parity
-from crossforge.export.passes import fuse_for_cpu
+from crossforge.export.passes import fuse_for_cpu, fuse_for_cuda
 from crossforge.export.passes.fp16 import convert_fp16
 from crossforge.export.passes.fp16_overflow import find_overflows
 from crossforge.export.passes.int8_static import ActivationType
@@ -31,7 +31,6 @@ from crossforge.export.reports import VariantReport, to_json
 from crossforge.export.runner import ModelRunner
 from crossforge.export.static_quantization import prepare_int8_static
 from crossforge.profiles import (
-    ENGINE_OF,
     RUNS_ONLY,
     ExecutionProvider,
     GateError,
@@ -112,7 +111,8 @@ class VariantMaker:
         self._judgements = None if options.qrels is None else read_qrels(options.qrels)
         self.variants: dict[Precision, Variant] = {}
         self.reports: dict[Precision, VariantReport] = {}
-        exact = bool(set(EXACT_INT8_INSTRUCTION_SETS) & set(inspect_machine().instruction_sets))
+        self._machine = inspect_machine()
+        exact = bool(set(EXACT_INT8_INSTRUCTION_SETS) & set(self._machine.instruction_sets))
         self._dynamic: tuple[ModelProto, DynamicRecipe] | None = None
         self._reduce_range = not exact if options.reduce_range is None else options.reduce_range
 
@@ -142,6 +142,8 @@ class VariantMaker:
         """
         if precision is Precision.FP16:
             self._add_fp16(graph, reference)
+        elif precision is Precision.FP16_CUDA:
+            self._add_fp16_cuda(graph, reference)
         elif precision is Precision.INT8_NATIVE:
             self._add_native(graph, reference)
         elif precision in RUNS_ONLY[ExecutionProvider.OPENVINO] and precision is not Precision.FP32:
@@ -159,6 +161,33 @@ class VariantMaker:
             stage.note = "; ".join(converted.notes)
         settings = {"method": "fp16", "nodes_kept_fp32_for_range": ", ".join(overflows)}
         self._accept(self._measure(Precision.FP16, converted.model, reference), settings)
+
+    def _add_fp16_cuda(self, graph: ModelProto, reference: Floats) -> None:
+        """Fused for CUDA, then float16. Judged on CUDA where it runs, else on the CPU; the manifest says which.
+
+        What is inside a fused attention can neither be measured nor be left in float32, so the plain graph must fit in
+        float16 everywhere.
+        """
+        precision = Precision.FP16_CUDA
+        with self._progress.stage(f"convert to {precision}") as stage:
+            overflows = find_overflows(graph, self._runner.batches(graph, self._calibration))
+            if overflows:
+                raise GateError(
+                    f"{len(overflows)} nodes leave float16's range on the calibration pairs, so attention must not be fused",
+                    got=", ".join(overflows[:3]) + (", ..." if len(overflows) > 3 else ""),
+                    fix="Use fp16, which keeps them in float32. Nothing was written.",
+                )
+            fused = fuse_for_cuda(graph)
+            if not fused.changed:
+                raise InputError(
+                    f"nothing of this model can be fused for CUDA ({'; '.join(fused.notes)})",
+                    fix="Use fp16: it is the same.",
+                )
+            converted = convert_fp16(fused.model)
+            provider = ExecutionProvider.CPU if why_not(ExecutionProvider.CUDA, self._machine) else ExecutionProvider.CUDA
+            stage.note = "; ".join((*fused.notes, *converted.notes, f"judged on {provider}"))
+        settings = {"method": "fp16 of a graph fused for CUDA", "fusion": "; ".join(fused.notes), "judged_on": str(provider)}
+        self._accept(self._measure(precision, converted.model, reference, provider=provider), settings)
 
     def _add_int8(self, precision: Precision, graph: ModelProto, reference: Floats) -> None:
         """Quantize, and leave in float32 what has to stay there to pass the gate."""
@@ -188,7 +217,16 @@ class VariantMaker:
             write_encoder(encoder, path)
             stage.note = f"{encoder.shape.layers} layers of {encoder.shape.hidden} channels, {encoder.shape.heads} heads"
         with self._progress.stage(f"verify {Precision.INT8_NATIVE}") as stage:
-            measured = self._measure_file(Precision.INT8_NATIVE, path, (path,), 0, reference, against="fp32", stage=stage)
+            measured = self._measure_file(
+                Precision.INT8_NATIVE,
+                path,
+                (path,),
+                0,
+                reference,
+                against="fp32",
+                stage=stage,
+                provider=ExecutionProvider.NATIVE,
+            )
         self._accept(measured, {**recipe.settings, "reduce_range": self._reduce_range})
 
     def _add_openvino(self, precision: Precision, graph: ModelProto, reference: Floats) -> None:
@@ -205,7 +243,9 @@ class VariantMaker:
                 made = compress_weights(graph, path)
             stage.note = made.note
         with self._progress.stage(f"verify {precision}") as stage:
-            measured = self._measure_file(precision, path, made.files, 0, reference, against="fp32", stage=stage)
+            measured = self._measure_file(
+                precision, path, made.files, 0, reference, against="fp32", stage=stage, provider=ExecutionProvider.OPENVINO
+            )
         self._accept(measured, made.settings)
 
     def _prepare_dynamic(self, graph: ModelProto) -> DynamicRecipe:
@@ -268,12 +308,15 @@ class VariantMaker:
         *,
         against: str = "fp32",
         what: str | None = None,
+        provider: ExecutionProvider = ExecutionProvider.CPU,
     ) -> _Measured:
         """Write a variant, and measure the very file that was written."""
         path = self._folder / precision.path
         with self._progress.stage(f"verify {what or precision}") as stage:
             files = save_onnx(model, path, external_data_threshold_bytes=self._options.external_data_threshold_bytes)
-            return self._measure_file(precision, path, files, opset_of(model), reference, against=against, stage=stage)
+            return self._measure_file(
+                precision, path, files, opset_of(model), reference, against=against, stage=stage, provider=provider
+            )
 
     def _measure_file(
         self,
@@ -285,8 +328,8 @@ class VariantMaker:
         *,
         against: str,
         stage: Stage,
+        provider: ExecutionProvider,
     ) -> _Measured:
-        provider = ENGINE_OF.get(precision, ExecutionProvider.CPU)
         logits = self._runner.run_file(path, self.records, stage, provider=provider, precision=precision)
         parity = self._compare(precision, logits, reference, against=against)
         report = VariantReport(

@@ -20,11 +20,6 @@ class ExecutionProvider(StrEnum):
     """OpenVINO on the processor. ``auto`` does not take it: ``crossforge tune`` finds out where it is faster."""
 
     @property
-    def is_cpu(self) -> bool:
-        """Whether it computes on the processor."""
-        return self in (ExecutionProvider.NATIVE, ExecutionProvider.CPU, ExecutionProvider.OPENVINO)
-
-    @property
     def serves_any_workers(self) -> bool:
         """Whether one session serves any number of workers; others are made for a number of them."""
         return self in (ExecutionProvider.NATIVE, ExecutionProvider.CPU)
@@ -39,6 +34,11 @@ class ExecutionProvider(StrEnum):
             ExecutionProvider.CUDA: "CUDAExecutionProvider",
             ExecutionProvider.CPU: "CPUExecutionProvider",
         }[self]
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it computes on the processor: many small batches side by side, instead of a few large ones."""
+        return self not in (ExecutionProvider.TENSORRT, ExecutionProvider.CUDA)
 
 
 PREFERENCE: tuple[ExecutionProvider, ...] = (

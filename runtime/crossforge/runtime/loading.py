@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossforge.profiles import (
+    EVERYTHING_OFF,
     BundleError,
     EngineError,
     EngineRecord,
     ExecutionProvider,
+    GpuOptions,
     Manifest,
     OptimizationProfile,
     Precision,
@@ -50,6 +52,7 @@ def open_session(
     engine: EngineRecord | None = None,
     lanes: int | None = None,
     allow_host_code: bool = False,
+    gpu: GpuOptions = EVERYTHING_OFF,
 ) -> OpenedSession:
     """Open the session of the first planned provider that loads.
 
@@ -64,6 +67,7 @@ def open_session(
         lanes: Batches that may run at the same time, where a session is made for a number of them; None takes one on a GPU
             and one a core on the processor.
         allow_host_code: Load an engine that embeds code for the host.
+        gpu: How batches run on a GPU.
 
     Raises:
         InputError: The bundle has no such variant.
@@ -80,11 +84,16 @@ def open_session(
                 if engine is None:
                     raise ProviderUnavailableError("no TensorRT engine was chosen")
                 opened = _open_engine(
-                    bundle, engine, lanes=lanes or 1, check_files=check_files, allow_host_code=allow_host_code
+                    bundle,
+                    engine,
+                    lanes=lanes or 1,
+                    check_files=check_files,
+                    allow_host_code=allow_host_code,
+                    cuda_graphs=gpu.cuda_graphs,
                 )
             else:
                 choice = select_precision(precision, bundle.manifest, provider, machine)
-                session = _open_checked(bundle, choice.precision, provider, lanes=lanes, check_files=check_files)
+                session = _open_checked(bundle, choice.precision, provider, lanes=lanes, check_files=check_files, gpu=gpu)
                 opened = OpenedSession(session=session, choice=choice)
         except (EngineError, ProviderUnavailableError) as error:
             if strict or provider is plan.candidates[-1]:
@@ -98,14 +107,16 @@ def open_session(
 
 
 def _open_engine(
-    bundle: Bundle, engine: EngineRecord, *, lanes: int, check_files: bool, allow_host_code: bool
+    bundle: Bundle, engine: EngineRecord, *, lanes: int, check_files: bool, allow_host_code: bool, cuda_graphs: bool
 ) -> OpenedSession:
     """Load an engine. Its file is compared first: TensorRT trusts what it reads."""
     from crossforge.runtime.sessions.tensorrt import open_tensorrt_session  # a start on the CPU should not pay for it
 
     if check_files:
         bundle.check((TOKENIZER_NAME, engine.spec.path, engine.spec.record_path))
-    session = open_tensorrt_session(bundle.path / engine.spec.path, engine, lanes=lanes, allow_host_code=allow_host_code)
+    session = open_tensorrt_session(
+        bundle.path / engine.spec.path, engine, lanes=lanes, allow_host_code=allow_host_code, cuda_graphs=cuda_graphs
+    )
     try:
         _check_inputs(bundle.path / engine.spec.path, session, bundle.manifest)
     except BundleError:
@@ -116,7 +127,13 @@ def _open_engine(
 
 
 def _open_checked(
-    bundle: Bundle, precision: Precision, provider: ExecutionProvider, *, lanes: int | None, check_files: bool
+    bundle: Bundle,
+    precision: Precision,
+    provider: ExecutionProvider,
+    *,
+    lanes: int | None,
+    check_files: bool,
+    gpu: GpuOptions,
 ) -> Session:
     """Load a variant while another thread compares its files' digests: hashing costs a cold start next to nothing."""
     path = bundle.path / bundle.manifest.variants[precision].path
@@ -125,7 +142,7 @@ def _open_checked(
         checked = checker.submit(bundle.check, names)
         try:
             labels = len(bundle.manifest.scoring.labels)
-            session = open_model(path, provider, precision=precision, labels=labels, lanes=lanes)
+            session = open_model(path, provider, precision=precision, labels=labels, lanes=lanes, gpu=gpu)
         except (EngineError, BundleError, ProviderUnavailableError):
             checked.result()  # a damaged file explains the failure better than the engine does
             raise
@@ -145,6 +162,7 @@ def open_model(
     labels: int,
     precision: Precision = Precision.FP32,
     lanes: int | None = None,
+    gpu: GpuOptions = EVERYTHING_OFF,
 ) -> Session:
     """Load a variant's file on a provider that is not TensorRT.
 
@@ -154,6 +172,7 @@ def open_model(
         labels: Columns that the output must have.
         precision: The variant: one file may serve two.
         lanes: Batches that may run at the same time, where a session is made for a number of them; None takes one a core.
+        gpu: How batches run on a GPU.
 
     Raises:
         MachineError: The provider cannot be had.
@@ -164,7 +183,13 @@ def open_model(
         return NativeSession(path, labels=labels)
     if provider is ExecutionProvider.OPENVINO:
         return OpenVinoSession(path, precision=precision, labels=labels, streams=lanes or usable_cores())
-    return OnnxRuntimeSession(path, provider=provider, labels=labels)
+    return OnnxRuntimeSession(
+        path,
+        provider=provider,
+        labels=labels,
+        io_binding=gpu.io_binding and provider is ExecutionProvider.CUDA,
+        memory_limit_mb=gpu.memory_limit_mb,
+    )
 
 
 def _check_inputs(path: Path, session: Session, manifest: Manifest) -> None:

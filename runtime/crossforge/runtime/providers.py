@@ -43,7 +43,7 @@ class ProviderPlan:
     def explain(self) -> str:
         """One line: what was taken, and why not what ``auto`` would rather have."""
         providers: dict[str, list[str]] = {}
-        better = PREFERENCE[: PREFERENCE.index(self.chosen)]
+        better = {self.wanted, *(PREFERENCE[: PREFERENCE.index(self.chosen)] if self.chosen in PREFERENCE else ())}
         for rejection in (rejection for rejection in self.rejected if rejection.provider in better):
             providers.setdefault(rejection.reason, []).append(rejection.provider)
         reasons = "; ".join(f"not {' or '.join(names)}: {reason}" for reason, names in providers.items())

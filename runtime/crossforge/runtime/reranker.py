@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
+    ClosedError,
     CostModel,
     CrossforgeError,
     DeploymentProfile,
@@ -24,10 +23,9 @@ from crossforge.profiles import (
     OptimizationProfile,
     Precision,
     ProviderFallbackWarning,
-    TruncationWarning,
 )
 from crossforge.runtime.activation import Floats, activate, relevance
-from crossforge.runtime.batching import padding_waste
+from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.distinct import find_distinct
@@ -36,31 +34,12 @@ from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
+from crossforge.runtime.scored import ScoredPairs, warn_of_losses
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.timing import StageTimer, untimed
 from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredPairs:
-    """Logits, with what happened on the way to them."""
-
-    logits: Floats
-    """float32 [n, labels]."""
-    truncated: NDArray[np.bool_]
-    """Pairs of which the model did not see all: bool [n]."""
-    query_truncated: NDArray[np.bool_]
-    """Pairs of whose query the model did not see all: bool [n]."""
-    unknown_tokens: NDArray[np.int32]
-    """Tokens of each pair that stand for text the tokenizer has no token for: int32 [n]."""
-    token_counts: NDArray[np.int32]
-    """Tokens of each pair, special tokens included: int32 [n]."""
-    batches: int
-    """It took so many for the pairs that differ; equal pairs are computed once."""
-    padding_waste: float
-    """Share of the computed tokens that were padding, 0.0 to 1.0."""
 
 
 class Reranker:
@@ -185,6 +164,7 @@ class Reranker:
                 strict=strict,
                 check_files=check_files,
                 allow_host_code=allow_host_code,
+                gpu=deployment.gpu,
             )
         session, choice = opened.session, opened.choice
         try:
@@ -231,9 +211,10 @@ class Reranker:
 
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
+            UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
-        scored = self._score(self._encode(query, passages))
-        warn_of_truncation(scored)
+        scored = self.score_encoded(self._encode(query, passages))
+        warn_of_losses(scored)
         return self.relevance(scored.logits, activation=activation)
 
     def predict(self, pairs: Sequence[tuple[str, str]], *, activation: Activation | str | None = None) -> Floats:
@@ -252,9 +233,10 @@ class Reranker:
 
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
+            UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
         scored = self.score_pairs(pairs)
-        warn_of_truncation(scored)
+        warn_of_losses(scored)
         scores = activate(scored.logits, self._activation(activation))
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
@@ -271,17 +253,44 @@ class Reranker:
 
         Raises:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
+
+        Warns:
+            UnknownTokensWarning: As :meth:`score`. What was cut is in the result.
         """
         check_top_k(top_k)
-        scored = self._score(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages))
+        warn_of_losses(scored, truncation=False)
         with self._timed("postprocess"):
             return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> ScoredPairs:
-        """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
+    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
+        """Score pairs and tell everything: all logits, what was cut, the batches. ``on_batch`` hears each batch's pairs."""
         with self._timed("tokenize"):
             encoded = self.tokenizer.encode_pairs(pairs)
-        return self._score(encoded)
+        return self.score_encoded(encoded, on_batch=on_batch)
+
+    def score_encoded(self, pairs: EncodedPairs, *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
+        """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
+        if self._closed:
+            raise ClosedError("the reranker is closed")
+        with self._timed("plan"):
+            distinct = find_distinct(pairs)
+        logits, plans = self.compute_logits(
+            distinct.pairs, workers=self.workers, cost=self.cost, executor=self._pool, on_batch=on_batch
+        )
+        with self._timed("postprocess"):
+            logits = logits[distinct.position]
+            self.check_finite(logits)
+            return ScoredPairs(
+                logits=logits,
+                truncated=pairs.truncated,
+                query_truncated=pairs.query_truncated,
+                unknown_tokens=pairs.unknown_tokens,
+                mostly_unknown=pairs.mostly_unknown,
+                token_counts=pairs.lengths,
+                batches=len(plans),
+                padding_waste=padding_waste(plans, distinct.pairs.lengths),
+            )
 
     def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
         """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
@@ -297,6 +306,47 @@ class Reranker:
                 fix="Use predict(), or export it again with --ranking-label.",
             )
         return relevance(logits, label) if activation is None else activate(logits, self._activation(activation))[:, label]
+
+    def compute_logits(
+        self,
+        pairs: EncodedPairs,
+        *,
+        budget_tokens: int | None = None,
+        workers: int = 1,
+        cost: CostModel | None = None,
+        executor: Executor | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> tuple[Floats, list[BatchPlan]]:
+        """Run encoded pairs through the session as they are, unchecked: for whoever has workers of their own.
+
+        Args:
+            pairs: What to compute, by this reranker's tokenizer.
+            budget_tokens: Largest ``batch x sequence`` of a batch; None takes the reranker's.
+            workers: Batches that run at the same time, in ``executor``.
+            cost: Predicted times of batches, for cuts of the least time.
+            executor: Runs batches; None runs them one after another on the calling thread.
+            on_batch: Told the number of pairs after each batch.
+
+        Returns:
+            float32 [n, labels] in the order of ``pairs``, and the batches that it took.
+
+        Raises:
+            EngineError: The engine failed, or answered in another shape.
+        """
+        return compute_logits(
+            self.session,
+            pairs,
+            template=self.manifest.pair_template,
+            pad_token_id=self.manifest.pad_token_id,
+            labels=len(self.manifest.scoring.labels),
+            budget_tokens=budget_tokens or self.budget_tokens,
+            profiles=self.profiles,
+            workers=workers,
+            cost=cost,
+            executor=executor,
+            on_batch=on_batch,
+            timed=self._timed,
+        )
 
     def check_finite(self, logits: Floats) -> None:
         """Check logits, float32 [n, labels].
@@ -355,37 +405,6 @@ class Reranker:
         with self._timed("tokenize"):
             return self.tokenizer.encode(query, passages)
 
-    def _score(self, pairs: EncodedPairs) -> ScoredPairs:
-        if self._closed:
-            raise EngineError("the reranker is closed")
-        with self._timed("plan"):
-            distinct = find_distinct(pairs)
-        logits, plans = compute_logits(
-            self.session,
-            distinct.pairs,
-            template=self.manifest.pair_template,
-            pad_token_id=self.manifest.pad_token_id,
-            labels=len(self.manifest.scoring.labels),
-            budget_tokens=self.budget_tokens,
-            profiles=self.profiles,
-            workers=self.workers,
-            cost=self.cost,
-            executor=self._pool,
-            timed=self._timed,
-        )
-        with self._timed("postprocess"):
-            logits = logits[distinct.position]
-            self.check_finite(logits)
-            return ScoredPairs(
-                logits=logits,
-                truncated=pairs.truncated,
-                query_truncated=pairs.query_truncated,
-                unknown_tokens=pairs.unknown_tokens,
-                token_counts=pairs.lengths,
-                batches=len(plans),
-                padding_waste=padding_waste(plans, distinct.pairs.lengths),
-            )
-
     def _activation(self, activation: Activation | str | None) -> Activation:
         if activation is None:
             return self.manifest.scoring.activation
@@ -393,13 +412,3 @@ class Reranker:
             return Activation(activation)
         except ValueError:
             raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
-
-
-def warn_of_truncation(scored: ScoredPairs) -> None:
-    """Warn the caller's caller that text was cut, where it was."""
-    if count := int(scored.truncated.sum()):
-        warnings.warn(
-            f"{count} of {len(scored.truncated)} pairs were too long for the model and were cut; score_pairs() says which",
-            TruncationWarning,
-            stacklevel=3,
-        )

@@ -37,6 +37,8 @@ class EncodedPairs:
     """Pairs whose query lost tokens: bool [n]."""
     unknown_tokens: NDArray[np.int32]
     """Tokens of each pair, after truncation, that stand for text the tokenizer has no token for: int32 [n]."""
+    mostly_unknown: NDArray[np.bool_]
+    """Pairs of which a text is mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -87,19 +89,22 @@ class PairTokenizer:
         """
         return cls(load_tokenizer(path), template, truncation, cache=cache)
 
-    def encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
+    def encode(self, query: str, passages: Sequence[str], *, max_passage_tokens: int | None = None) -> EncodedPairs:
         """Encode one query against many passages.
 
         Args:
             query: Not blank.
             passages: Any number of texts; empty strings are allowed.
+            max_passage_tokens: Cut passages to so many tokens, where the model would read more of them.
 
         Raises:
             InputError: A text is not a string, is blank (the query), is longer than :data:`MAX_TEXT_CHARS`, or holds
                 a lone surrogate.
         """
         _check_is_list(passages, "passages", "strings")
-        return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp))
+        if max_passage_tokens is not None and max_passage_tokens < 1:
+            raise InputError("max_passage_tokens is too small", got=max_passage_tokens, allowed="1 or more")
+        return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp), max_passage_tokens)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
         """Encode pairs of any queries; each distinct query is tokenized once.
@@ -120,7 +125,13 @@ class PairTokenizer:
             passages.append(passage)
         return self._encode(list(index_of_query), passages, head_of_pair)
 
-    def _encode(self, queries: list[str], passages: Sequence[str], head_of_pair: NDArray[np.intp]) -> EncodedPairs:
+    def _encode(
+        self,
+        queries: list[str],
+        passages: Sequence[str],
+        head_of_pair: NDArray[np.intp],
+        max_passage_tokens: int | None = None,
+    ) -> EncodedPairs:
         for query in queries:
             _check_query(query, "the query")
         for i, passage in enumerate(passages):
@@ -133,12 +144,16 @@ class PairTokenizer:
         query_cut = np.asarray([len(kept) < len(ids) for kept, ids in zip(kept_queries, query_ids, strict=True)], dtype=bool)
 
         room_beside = [self.truncation.max_length - len(head) - len(self.template.suffix.ids) for head in heads]
+        if max_passage_tokens is not None:
+            room_beside = [min(room, max_passage_tokens) for room in room_beside]
         kept_passages = tuple(self._cut(ids, room_beside[h]) for ids, h in zip(passage_ids, head_of_pair, strict=True))
         passage_cut = np.asarray([len(k) < len(ids) for k, ids in zip(kept_passages, passage_ids, strict=True)], dtype=bool)
 
         query_truncated = query_cut[head_of_pair]
         suffix = len(self.template.suffix.ids)
         lengths = [len(heads[h]) + len(ids) + suffix for ids, h in zip(kept_passages, head_of_pair, strict=True)]
+        unknown_in_queries, unknown_in_passages = self._count_unknown(kept_queries), self._count_unknown(kept_passages)
+        mostly_unknown_queries = _are_mostly_unknown(queries, kept_queries, unknown_in_queries)
         return EncodedPairs(
             heads=heads,
             head_of_pair=head_of_pair,
@@ -146,7 +161,9 @@ class PairTokenizer:
             lengths=np.asarray(lengths, dtype=np.int32),
             truncated=passage_cut | query_truncated,
             query_truncated=query_truncated,
-            unknown_tokens=self._count_unknown(kept_passages) + self._count_unknown(kept_queries)[head_of_pair],
+            unknown_tokens=unknown_in_passages + unknown_in_queries[head_of_pair],
+            mostly_unknown=_are_mostly_unknown(passages, kept_passages, unknown_in_passages)
+            | mostly_unknown_queries[head_of_pair],
         )
 
     def _count_unknown(self, texts: Sequence[Ids]) -> NDArray[np.int32]:
@@ -181,6 +198,19 @@ class PairTokenizer:
             return ids
         # A copy, so that a megabyte of ids does not stay alive for the few hundred that are used.
         return (ids[:keep] if self.truncation.side is TruncationSide.RIGHT else ids[-keep:]).copy()
+
+
+def _are_mostly_unknown(texts: Sequence[str], kept: Sequence[Ids], unknown: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Whether more than half of each text's tokens are unknown, its symbols left out: bool [texts].
+
+    Emoji are unknown to most vocabularies and say little; a script that a vocabulary lacks leaves nothing to score.
+    """
+    lengths = np.asarray([len(ids) for ids in kept], dtype=np.int32)
+    mostly = 2 * unknown > lengths
+    for i in np.flatnonzero(mostly).tolist():
+        symbols = sum(not (word.isascii() or any(char.isalnum() for char in word)) for word in texts[i].split())
+        mostly[i] = 2 * (unknown[i] - symbols) > lengths[i] - symbols
+    return mostly
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -16,7 +16,8 @@ from crossforge.runtime.microbatch.ledger import Ledger, closed_error
 from crossforge.runtime.microbatch.request import Request
 from crossforge.runtime.microbatch.workers import Workers
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
-from crossforge.runtime.reranker import Reranker, ScoredPairs, warn_of_truncation
+from crossforge.runtime.reranker import Reranker
+from crossforge.runtime.scored import ScoredPairs, warn_of_losses
 from crossforge.runtime.tokenization import EncodedPairs
 
 
@@ -82,14 +83,29 @@ class MicroBatcher:
 
     def schedule(self, query: str, passages: Sequence[str], *, deadline_s: float | None = None) -> Future[ScoredPairs]:
         """As :meth:`submit`, but tokenizes on a thread of its own and returns at once; all errors come in the future."""
+        tokenizer = self.reranker.tokenizer
+        return self.schedule_encoding(
+            lambda: tokenizer.encode(query, passages), count=_count(passages), deadline_s=deadline_s
+        )
+
+    def schedule_encoding(
+        self, encode: Callable[[], EncodedPairs], *, count: int, deadline_s: float | None = None
+    ) -> Future[ScoredPairs]:
+        """As :meth:`schedule`, with a function of the caller's that tokenizes, and may refuse.
+
+        Args:
+            encode: Runs on a thread of the micro-batcher's; whatever it raises comes in the future.
+            count: Pairs that it will return, about: room is held for them meanwhile.
+            deadline_s: Seconds from now.
+        """
         future: Future[ScoredPairs] = Future()
+        submitted_at = self._clock()
         try:
             expires_at = self._expiry(deadline_s)
-            reserved = self._reserve(passages)
+            reserved = self._reserve(count)
         except CrossforgeError as error:
             future.set_exception(error)
             return future
-        tokenizer = self.reranker.tokenizer
 
         def admit() -> None:
             if future.cancelled():
@@ -97,7 +113,7 @@ class MicroBatcher:
                 future.set_running_or_notify_cancel()
                 return
             try:
-                self._admit(future, lambda: tokenizer.encode(query, passages), reserved, expires_at)
+                self._admit(future, encode, reserved, expires_at, submitted_at)
             except Exception as error:  # noqa: BLE001 - handed to whoever holds the future
                 if future.set_running_or_notify_cancel():
                     future.set_exception(error)
@@ -123,9 +139,10 @@ class MicroBatcher:
 
         Warns:
             TruncationWarning: Text was cut; the result of :meth:`submit` says which.
+            UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
         scored = await asyncio.wrap_future(self.schedule(query, passages, deadline_s=deadline_s))
-        warn_of_truncation(scored)
+        warn_of_losses(scored)
         return self.reranker.relevance(scored.logits, activation=activation)
 
     async def rank(
@@ -134,6 +151,7 @@ class MicroBatcher:
         """Rank passages as :meth:`Reranker.rank` does; raises as :meth:`submit` and its future do."""
         check_top_k(top_k)
         scored = await asyncio.wrap_future(self.schedule(query, passages, deadline_s=deadline_s))
+        warn_of_losses(scored, truncation=False)
         return rank_passages(passages, self.reranker.relevance(scored.logits), scored.truncated, top_k=top_k)
 
     def estimate_wait_s(self) -> float | None:
@@ -168,8 +186,9 @@ class MicroBatcher:
         self, items: Sequence[object], encode: Callable[[], EncodedPairs], deadline_s: float | None
     ) -> Future[ScoredPairs]:
         future: Future[ScoredPairs] = Future()
+        submitted_at = self._clock()
         expires_at = self._expiry(deadline_s)
-        self._admit(future, encode, self._reserve(items), expires_at)
+        self._admit(future, encode, self._reserve(_count(items)), expires_at, submitted_at)
         return future
 
     def _expiry(self, deadline_s: float | None) -> float | None:
@@ -177,9 +196,8 @@ class MicroBatcher:
             raise InputError("deadline_s is not positive", got=deadline_s, allowed="seconds from now")
         return None if deadline_s is None else self._clock() + deadline_s
 
-    def _reserve(self, items: Sequence[object]) -> int:
+    def _reserve(self, count: int) -> int:
         """Hold room for the fewest tokens that a request can have, so that a full queue refuses before it tokenizes."""
-        count = len(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) else 0
         tokens = count * self.reranker.tokenizer.template.special_token_count
         self._ledger.reserve(tokens)
         return tokens
@@ -190,17 +208,32 @@ class MicroBatcher:
         encode: Callable[[], EncodedPairs],
         reserved: int,
         expires_at: float | None,
+        submitted_at: float,
     ) -> None:
         """Tokenize a request and queue it, in place of what was reserved for it."""
         try:
+            encoding_at = self._clock()
             pairs = encode()
             if len(pairs):  # a pair that no engine takes is its caller's error, and never reaches a worker
                 plan_batches([int(pairs.lengths.max())], budget_tokens=1, profiles=self.reranker.profiles)
             labels = len(self.reranker.manifest.scoring.labels)
-            request = Request(asked=pairs, labels=labels, future=future, expires_at=expires_at)
+            request = Request(
+                asked=pairs,
+                labels=labels,
+                future=future,
+                expires_at=expires_at,
+                submitted_at=submitted_at,
+                encoding_at=encoding_at,
+                encoded_at=self._clock(),
+            )
         except BaseException:
             self._ledger.release(reserved)
             raise
         self._ledger.admit(request, reserved)
         if not len(pairs):
             self._ledger.answer(request)
+
+
+def _count(items: object) -> int:
+    """How many texts or pairs there are; none if it is not a list, which the tokenizer will say."""
+    return len(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) else 0

@@ -14,7 +14,8 @@ from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import plan_batches
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.microbatch.fair_queue import Slice
-from crossforge.runtime.reranker import ScoredPairs
+from crossforge.runtime.scored import ScoredPairs
+from crossforge.runtime.timing import RequestTimes
 from crossforge.runtime.tokenization import EncodedPairs
 
 
@@ -27,7 +28,12 @@ class Request:
     """Columns that the model answers with."""
     future: Future[ScoredPairs]
     expires_at: float | None
-    """On the batcher's clock, in seconds."""
+    """On the batcher's clock, in seconds, as all times here."""
+    submitted_at: float = 0.0
+    encoding_at: float = 0.0
+    encoded_at: float = 0.0
+    started_at: float | None = None
+    """When its first batch began."""
     pairs: EncodedPairs = field(init=False)
     """Those that differ: what is computed."""
     logits: Floats = field(init=False)
@@ -58,7 +64,16 @@ class Request:
         self.padded_tokens += padded_tokens
         self.batches += 1
 
-    def result(self) -> ScoredPairs:
+    def times(self, now: float) -> RequestTimes:
+        """Where its time went, if it is complete now."""
+        started_at = now if self.started_at is None else self.started_at
+        return RequestTimes(
+            queue_s=self.encoding_at - self.submitted_at + started_at - self.encoded_at,
+            tokenize_s=self.encoded_at - self.encoding_at,
+            compute_s=now - started_at,
+        )
+
+    def result(self, now: float) -> ScoredPairs:
         """The answer, once no pair is pending."""
         asked = self.asked
         return ScoredPairs(
@@ -66,9 +81,11 @@ class Request:
             truncated=asked.truncated,
             query_truncated=asked.query_truncated,
             unknown_tokens=asked.unknown_tokens,
+            mostly_unknown=asked.mostly_unknown,
             token_counts=asked.lengths,
             batches=self.batches,
             padding_waste=1.0 - float(self.pairs.lengths.sum()) / self.padded_tokens if self.padded_tokens else 0.0,
+            times=self.times(now),
         )
 
 
@@ -119,4 +136,5 @@ def join_pairs(parts: Sequence[Part]) -> EncodedPairs:
         truncated=np.concatenate(each("truncated")),
         query_truncated=np.concatenate(each("query_truncated")),
         unknown_tokens=np.concatenate(each("unknown_tokens")),
+        mostly_unknown=np.concatenate(each("mostly_unknown")),
     )
