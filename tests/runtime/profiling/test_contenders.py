@@ -25,9 +25,9 @@ def test_a_processor_measures_what_is_made_for_it_and_says_what_keeps_the_rest_o
     candidates, skipped = list_candidates(ALL, make_machine())
 
     assert [str(candidate) for candidate in candidates] == ["fp32 on cpu", "int8 on cpu"]
-    assert [item.what for item in skipped] == ["tensorrt", "cuda", "fp16 on cpu", "int8_qdq on cpu"]
+    assert [item.what for item in skipped] == ["tensorrt", "cuda", "native", "fp16 on cpu", "int8_qdq on cpu"]
     assert skipped[1].why == "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
-    assert "--precision int8_qdq" in skipped[3].why
+    assert "--precision int8_qdq" in skipped[4].why
 
 
 def test_what_is_named_is_tried() -> None:
@@ -43,7 +43,7 @@ def test_a_gpu_is_measured_beside_the_processor() -> None:
     assert [str(candidate) for candidate in candidates] == [
         "fp32 on cuda", "fp16 on cuda", "int8_qdq on cuda", "fp32 on cpu", "int8 on cpu",
     ]  # fmt: skip
-    assert [item.what for item in skipped] == ["tensorrt", "int8 on cuda", "fp16 on cpu", "int8_qdq on cpu"]
+    assert [item.what for item in skipped] == ["tensorrt", "int8 on cuda", "native", "fp16 on cpu", "int8_qdq on cpu"]
 
 
 def test_a_variant_that_is_not_there_is_refused() -> None:

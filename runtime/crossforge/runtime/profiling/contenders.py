@@ -68,10 +68,16 @@ def list_candidates(
         raise InputError(f"the bundle has no {absent[0]} variant", allowed=", ".join(manifest.variants))
     candidates, skipped = [], []
     for provider in providers or PREFERENCE:
+        if provider is ExecutionProvider.NATIVE and not providers and Precision.INT8_NATIVE not in manifest.variants:
+            continue  # it runs that variant and no other
         if reason := why_not(provider, machine):
             skipped.append(Skipped(what=provider, why=reason))
             continue
         for precision in precisions or manifest.variants:
+            if (precision is Precision.INT8_NATIVE) is not (provider is ExecutionProvider.NATIVE) and not (
+                providers and precisions
+            ):
+                continue
             candidate = Candidate(provider=provider, precision=precision)
             if not precisions and precision not in MEANT_FOR[provider]:
                 skipped.append(

@@ -38,9 +38,9 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
     for provider in decision.plan.candidates:
         variants[provider] = []
         for precision, variant in bundle.manifest.variants.items():
+            if (precision is Precision.INT8_NATIVE) is not (provider is ExecutionProvider.NATIVE):
+                continue  # the native engine runs that variant alone, and nothing else runs it
             reason = limits.why_not(variant.parity) or why_not(variant, machine, provider)
-            if reason is None and (precision is Precision.INT8_NATIVE) is not (provider is ExecutionProvider.NATIVE):
-                reason = "the native engine runs int8_native, and nothing else does"
             if reason is None and provider is ExecutionProvider.TENSORRT:
                 reason = _why_no_engine(bundle, machine, precision)
             if reason is None:
