@@ -7,15 +7,25 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from crossforge.export.exporter import export_bundle
-from crossforge.export.native import check_architecture
-from crossforge.profiles import ExecutionProvider, IntegrityError, Precision, ProviderUnavailableError, SourceError
+from crossforge.export.native import check_architecture, renumber_words
+from crossforge.export.trimming import trim_bundle
+from crossforge.profiles import (
+    ExecutionProvider,
+    InputError,
+    IntegrityError,
+    Precision,
+    ProviderUnavailableError,
+    SourceError,
+)
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.providers import why_not
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.verification import verify_bundle
+from support.encoders import make_encoder, make_shape
 from support.tiny_models import UNGATED, save_tiny_model
 
 BERT: dict[str, Any] = {
@@ -58,7 +68,9 @@ def test_without_the_engine_the_variant_is_not_made(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize(
+    "architecture", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "xlm-roberta"))]
+)
 @pytest.mark.usefixtures("native_engine")
 def test_the_native_variant_is_as_near_to_float32_as_int8_is(tmp_path: Path, architecture: str) -> None:
     checkpoint = save_tiny_model(tmp_path / "checkpoint", architecture, hidden_size=64, intermediate_size=128, labels=2)
@@ -74,6 +86,10 @@ def test_the_native_variant_is_as_near_to_float32_as_int8_is(tmp_path: Path, arc
         together = reranker.score_pairs(PAIRS).logits
         alone = [reranker.score_pairs([pair]).logits[0] for pair in PAIRS]
     assert together.tolist() == [row.tolist() for row in alone]
+    trimmed = trim_bundle(path, tmp_path / "trimmed", [text for pair in PAIRS for text in pair])  # compares what they answer
+    assert trimmed.variants[Precision.INT8_NATIVE].parity == manifest.variants[Precision.INT8_NATIVE].parity
+    with Reranker.load(tmp_path / "trimmed", provider="native", strict=True) as reranker:
+        assert reranker.score_pairs(PAIRS).logits.tolist() == together.tolist()
 
 
 @pytest.mark.usefixtures("native_engine")
@@ -85,6 +101,23 @@ def test_a_damaged_native_file_is_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match=re.escape(f"is damaged: {Precision.INT8_NATIVE.path}")):
         Reranker.load(path)
+
+
+def test_renumbered_words_keep_their_rows() -> None:
+    encoder = make_encoder(make_shape(vocabulary=5, padding_id=1))
+    renumbered = renumber_words(encoder, np.asarray([0, 1, -1, 3, 2]))
+    assert renumbered.shape.vocabulary == 4
+    for name in ("words", "words.scale"):
+        np.testing.assert_array_equal(renumbered.tensors[name], encoder.tensors[name][[0, 1, 4, 3]])
+
+
+@pytest.mark.parametrize(
+    ("new_ids", "reason"),
+    [([0, 1, 2], "another vocabulary"), ([-1, 0, 1, 2, 3], "counts positions from the padding token's id")],
+)
+def test_words_that_cannot_be_renumbered_are_refused(new_ids: list[int], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        renumber_words(make_encoder(make_shape(vocabulary=5, padding_id=1)), np.asarray(new_ids))
 
 
 @pytest.fixture

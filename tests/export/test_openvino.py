@@ -132,7 +132,7 @@ def test_an_export_without_fp32_keeps_the_file_that_bfloat16_computes(tiny_check
     Bundle.open(tmp_path / "bundle").check(manifest.files)
 
 
-def test_a_trimmed_bundle_has_no_variants_of_one_engine(quantized: Path, tmp_path: Path) -> None:
+def test_a_trimmed_bundle_has_no_variants_of_openvino(quantized: Path, tmp_path: Path) -> None:
     manifest = trim_bundle(quantized, tmp_path / "trimmed", ["berlin is a city"])
     assert list(manifest.variants) == [Precision.FP32, Precision.INT8]
     assert not (tmp_path / "trimmed" / "openvino").exists()

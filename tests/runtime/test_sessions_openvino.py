@@ -192,6 +192,6 @@ def test_tune_searches_it_where_it_is_installed(tmp_path: Path) -> None:
     assert {s.precision for s in found.settings if s.provider is ExecutionProvider.CPU} == {Precision.FP32, Precision.INT8}
     assert found.default.provider is ExecutionProvider.CPU
     assert OPENVINO not in {s.provider for s in without.settings}
-    reasons = {item.what: item.why for item in found.skipped}
-    assert reasons["int8_openvino on cpu"] == "only the openvino engine runs int8_openvino"
-    assert reasons["int8 on openvino"].endswith("not int8")
+    assert ("openvino", 'OpenVINO is not installed: pip install "crossforge[openvino]"') in [
+        (item.what, item.why) for item in without.skipped
+    ]

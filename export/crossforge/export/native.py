@@ -6,6 +6,7 @@ reason. That the parts were told apart rightly is proven afterwards like any var
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from onnx import NodeProto, numpy_helper
 
 from crossforge.export.dynamic_quantization import DynamicRecipe
 from crossforge.export.passes.rounding import column_scales, quantize_columns, round_to_nearest
-from crossforge.profiles import SourceError
+from crossforge.profiles import InputError, SourceError
 from crossforge.runtime.sessions.native.encoder_file import Encoder, EncoderShape
 
 _ROBERTA = ("roberta", "xlm-roberta", "camembert")
@@ -94,6 +95,30 @@ def check_architecture(config: Mapping[str, Any]) -> None:
         raise _refusal("its panels are 64 columns wide", got=f"widths of {hidden} and {wide}", allowed="multiples of 64")
     if hidden // heads not in _HEAD_WIDTHS or hidden % heads:
         raise _refusal("its attention heads have other widths", got=f"{hidden} / {heads}", allowed="32 or 64")
+
+
+def renumber_words(encoder: Encoder, new_ids: NDArray[np.int64]) -> Encoder:
+    """Keep only some of an encoder's words.
+
+    Args:
+        encoder: Not changed.
+        new_ids: Each old id's new one, -1 where it is gone: [old rows].
+
+    Raises:
+        InputError: Its vocabulary has another length, or the padding token, from whose id positions are counted, would move.
+    """
+    shape = encoder.shape
+    if shape.vocabulary != len(new_ids):
+        raise InputError("the encoder has another vocabulary", got=f"{shape.vocabulary} rows", allowed=f"{len(new_ids)}")
+    if shape.padding_id >= 0 and new_ids[shape.padding_id] != shape.padding_id:
+        raise InputError(
+            "the native engine counts positions from the padding token's id, which would change",
+            got=int(new_ids[shape.padding_id]),
+            allowed=shape.padding_id,
+        )
+    kept = np.argsort(np.where(new_ids < 0, len(new_ids), new_ids), kind="stable")[: int((new_ids >= 0).sum())]
+    tensors = {**encoder.tensors, **{name: encoder.tensors[name][kept] for name in ("words", "words.scale")}}
+    return Encoder(shape=dataclasses.replace(shape, vocabulary=len(kept)), tensors=tensors)
 
 
 def _refusal(reason: str, *, got: object, allowed: str) -> SourceError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from crossforge.profiles import (
+    ENGINE_OF,
     RUNS_ONLY,
     DeploymentProfile,
     EngineError,
@@ -74,13 +75,17 @@ def list_candidates(
         raise InputError(f"the bundle has no {absent[0]} variant", allowed=", ".join(manifest.variants))
     candidates, skipped = [], []
     for provider in providers or ExecutionProvider:
+        own = [precision for precision in manifest.variants if ENGINE_OF.get(precision) is provider]
+        if provider in RUNS_ONLY and not providers and not own:
+            continue  # it runs some variants alone, and the bundle has none of them
         if reason := why_not(provider, machine):
             skipped.append(Skipped(what=provider, why=reason))
             continue
         for precision in precisions or manifest.variants:
             candidate = Candidate(provider=provider, precision=precision)
             if reason := mismatch(provider, precision):
-                skipped.append(Skipped(what=str(candidate), why=reason))
+                if providers and precisions:
+                    skipped.append(Skipped(what=str(candidate), why=reason))
             elif not precisions and precision not in MEANT_FOR[provider]:
                 skipped.append(
                     Skipped(what=str(candidate), why=f"it is not made for this provider; name it: --precision {precision}")

@@ -45,9 +45,10 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
     for provider in dict.fromkeys((*decision.plan.candidates, *others)):
         variants[provider] = []
         for precision, variant in bundle.manifest.variants.items():
+            if mismatch(provider, precision):
+                continue  # some engines run their own variants alone, and nothing else runs those
             reason = (
-                mismatch(provider, precision)
-                or limits.why_not(variant.parity)
+                limits.why_not(variant.parity)
                 or why_not(variant, machine, provider)
                 or _why_it_does_not_run(bundle, machine, provider, precision)
             )
