@@ -131,12 +131,16 @@ def test_what_is_written_is_read(tmp_path: Path, profile: DeploymentProfile) -> 
 def test_nothing_of_a_gpu_is_switched_on_unasked() -> None:
     options = DeploymentProfile().gpu
     assert options == GpuOptions(cuda_graphs=False, io_binding=False, memory_limit_mb=None)
-    assert [options.describe(provider) for provider in PREFERENCE] == ["", "", ""]
+    assert {options.describe(provider) for provider in ExecutionProvider} == {""}
 
 
 def test_each_switch_of_a_gpu_is_told_for_the_provider_that_it_is_for() -> None:
     options = GpuOptions(cuda_graphs=True, io_binding=True, memory_limit_mb=2048)
-    assert [options.describe(provider) for provider in PREFERENCE] == ["CUDA graphs", "IO binding, at most 2048 MiB", ""]
+    told = {provider: options.describe(provider) for provider in ExecutionProvider if options.describe(provider)}
+    assert told == {
+        ExecutionProvider.TENSORRT: "CUDA graphs",
+        ExecutionProvider.CUDA: "IO binding, at most 2048 MiB",
+    }
 
 
 def test_a_cost_model_holds_for_what_it_was_measured_on() -> None:

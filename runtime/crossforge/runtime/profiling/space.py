@@ -39,8 +39,6 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
     decision = decide(bundle, machine)
     variants: dict[ExecutionProvider, list[Precision]] = {}
     openvino = why_not_provider(ExecutionProvider.OPENVINO, machine)  # which no choice but a measured one should fall on
-    if openvino is not None:
-        skipped[ExecutionProvider.OPENVINO] = openvino
     others = () if openvino else (ExecutionProvider.OPENVINO,)
     for provider in dict.fromkeys((*decision.plan.candidates, *others)):
         variants[provider] = []
@@ -57,6 +55,8 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
             else:
                 skipped[f"{precision} on {provider}"] = reason
     skipped |= {str(rejection.provider): rejection.reason for rejection in decision.plan.rejected}
+    if openvino is not None:
+        skipped[ExecutionProvider.OPENVINO] = openvino
     reasons = tuple(Skipped(what=what, why=why) for what, why in skipped.items())
     if not any(variants.values()):
         raise GateError(
