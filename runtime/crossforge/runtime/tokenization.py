@@ -166,6 +166,21 @@ class PairTokenizer:
             | mostly_unknown_queries[head_of_pair],
         )
 
+    def read_spans(self, query: str, passages: Sequence[str]) -> list[tuple[int, int]]:
+        """Find out which characters the model reads of texts that :meth:`encode` takes, the query's first.
+
+        Returns:
+            Start and end of what is read of each text, in characters: 0 and the text's length where nothing was cut.
+        """
+        texts = self._tokenizer.encode_batch([query, *passages], add_special_tokens=False)
+        query_tokens = min(len(texts[0].ids), self.truncation.query_max_length)
+        room = self.truncation.max_length - query_tokens - self.template.special_token_count
+        kept = [self.truncation.query_max_length, *(room for _ in passages)]
+        return [
+            _read_span(encoding, keep, len(text), self.truncation.side)
+            for encoding, keep, text in zip(texts, kept, [query, *passages], strict=True)
+        ]
+
     def _count_unknown(self, texts: Sequence[Ids]) -> NDArray[np.int32]:
         """Unknown tokens of each text: int32 [texts]."""
         if self._unknown_id is None or not texts:
@@ -198,6 +213,15 @@ class PairTokenizer:
             return ids
         # A copy, so that a megabyte of ids does not stay alive for the few hundred that are used.
         return (ids[:keep] if self.truncation.side is TruncationSide.RIGHT else ids[-keep:]).copy()
+
+
+def _read_span(encoding: Encoding, keep: int, characters: int, side: TruncationSide) -> tuple[int, int]:
+    if len(encoding.ids) <= keep:
+        return 0, characters
+    # A character that several tokens spell is read if all of them are kept.
+    if side is TruncationSide.RIGHT:
+        return 0, int(min(encoding.offsets[keep - 1][1], encoding.offsets[keep][0]))
+    return int(max(encoding.offsets[-keep][0], encoding.offsets[-keep - 1][1])), characters
 
 
 def _are_mostly_unknown(texts: Sequence[str], kept: Sequence[Ids], unknown: NDArray[np.int32]) -> NDArray[np.bool_]:
