@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TRITON_VENV := .venv-triton
+CLIENTS_VENV := .venv-clients
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test test-quick test-gpu check format bench clean
@@ -18,7 +19,7 @@ help:
 demo: $(VENV)/.demo-installed
 	$(BIN)/crossforge demo
 
-test: $(VENV)/.dev-installed $(TRITON_VENV)/.installed
+test: $(VENV)/.dev-installed $(TRITON_VENV)/.installed $(CLIENTS_VENV)/.installed
 	$(BIN)/pytest
 
 test-quick: $(VENV)/.dev-installed
@@ -64,5 +65,12 @@ $(TRITON_VENV)/.installed: tests/triton_requirements.txt
 		$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps -r $< -e . && \
 		touch $@
 
+# The frameworks whose rerank classes one test lets talk to the service. Where they cannot be had, that test skips and says so.
+$(CLIENTS_VENV)/.installed: tests/clients_requirements.txt
+	@echo "Installing rerank clients into $(CLIENTS_VENV)"
+	-@$(PYTHON) -m venv $(CLIENTS_VENV) && \
+		$(CLIENTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $< && \
+		touch $@
+
 clean:
-	rm -rf $(VENV) $(TRITON_VENV) demo-bundle build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TRITON_VENV) $(CLIENTS_VENV) demo-bundle build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossforge.profiles import CostModel, InputError, Truncation, TruncationSide, TruncationWarning
-from crossforge.runtime import FakeSession, Reranker, ScoredPairs
+from crossforge.runtime import EncodedPairs, FakeSession, Reranker, ScoredPairs
+from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
 from support.builders import fake_reranker, make_manifest, make_profile, write_bundle
+from support.families import different_passages
 from support.sessions import WAIT_S, GatedSession
 from support.strategies import no_deadline, words
 
@@ -61,8 +64,9 @@ def test_every_pair_is_scored_once_and_lands_in_its_request(
     for mine, theirs in zip(scores, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
     assert rows_of(together) == rows_of(alone)
-    assert stats.pairs == sum(len(passages) for _, passages in requests)
-    assert stats.tokens == sum(int(item.token_counts.sum()) for item in scored)
+    distinct = [find_distinct(reranker.tokenizer.encode(*request)).pairs for request in requests]
+    assert stats.pairs == sum(len(pairs) for pairs in distinct)
+    assert stats.tokens == sum(int(pairs.lengths.sum()) for pairs in distinct)
     assert stats.answered == len(requests)
     assert (stats.pending_requests, stats.pending_tokens) == (0, 0)
     for batch in together.batches:
@@ -122,11 +126,11 @@ def test_small_requests_are_not_starved_by_a_large_one() -> None:
             future.add_done_callback(lambda _: answered.append(name))
             future.add_done_callback(lambda _: batches_at_answer.update({name: len(session.batches)}))
 
-        futures = [batcher.submit(QUERY, ["people live"] * 1000)]
+        futures = [batcher.submit(QUERY, different_passages(1000, words=2))]
         note("large", futures[0])
         session.wait_for_a_batch()
         for i in range(10):
-            futures.append(batcher.submit(QUERY, ["the city"] * 5))
+            futures.append(batcher.submit(QUERY, different_passages(5, words=2)))
             note(f"small {i}", futures[-1])
         session.let_through()
         for future in futures:
@@ -276,3 +280,49 @@ def test_an_answered_request_is_freed_without_the_garbage_collector() -> None:
             assert released() is None
         finally:
             gc.enable()
+
+
+def wait_until_queued(batcher: MicroBatcher, requests: int) -> None:
+    give_up = time.monotonic() + WAIT_S
+    while batcher.stats().pending_requests < requests:
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+
+
+def test_a_request_tells_where_its_time_went() -> None:
+    session = GatedSession()
+    now = [10.0]
+    with fake_reranker(session) as reranker, MicroBatcher(reranker, clock=lambda: now[0]) as batcher:
+
+        def encode() -> EncodedPairs:
+            now[0] += 2.0
+            return reranker.tokenizer.encode(QUERY, PASSAGES)
+
+        held = batcher.submit(QUERY, ["held"])
+        session.wait_for_a_batch()
+        future = batcher.schedule_encoding(encode, count=len(PASSAGES))
+        wait_until_queued(batcher, 2)
+        now[0] += 3.0
+        session.let_through(1)
+        held.result(WAIT_S)
+        session.wait_for_a_batch()
+        now[0] += 5.0
+        session.let_through()
+        times = future.result(WAIT_S).times
+
+    assert times is not None
+    assert (times.tokenize_s, times.queue_s, times.compute_s) == (2.0, 3.0, 5.0)
+
+
+def test_an_encoder_that_refuses_ends_its_request_alone() -> None:
+    with fake_reranker() as reranker, MicroBatcher(reranker) as batcher:
+
+        def refuse() -> EncodedPairs:
+            raise KeyError("refused")
+
+        refused = batcher.schedule_encoding(refuse, count=3)
+        well = batcher.schedule_encoding(lambda: reranker.tokenizer.encode(QUERY, PASSAGES), count=len(PASSAGES))
+
+        assert isinstance(refused.exception(WAIT_S), KeyError)
+        np.testing.assert_array_equal(reranker.relevance(well.result(WAIT_S).logits), reranker.score(QUERY, PASSAGES))
+        assert batcher.stats().pending_tokens == 0

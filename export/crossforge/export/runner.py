@@ -64,7 +64,7 @@ class ModelRunner:
             done += count
             stage.advance(done, len(pairs))
 
-        workers = usable_cores()
+        workers = usable_cores() if provider.is_cpu else 1
         session = open_model(path, provider, labels=self.labels)
         with ThreadPoolExecutor(workers) as executor:
             logits, _ = compute_logits(

@@ -9,6 +9,7 @@ from typing import Any
 
 from crossforge.profiles.cost import CostModel
 from crossforge.profiles.errors import InputError
+from crossforge.profiles.gpu import EVERYTHING_OFF, GpuOptions
 from crossforge.profiles.precision import Precision
 from crossforge.profiles.providers import PREFERENCE, ExecutionProvider
 
@@ -25,8 +26,12 @@ class DeploymentProfile:
     """Largest ``batch x sequence`` of one batch, padding included; None takes what suits the provider."""
     workers: int | None = None
     """Batches that run at the same time on the CPU, one thread each; None takes one per usable core, and one on a GPU."""
+    passage_cache_bytes: int = 0
+    """Most memory for token ids of passages that were read lately, which are then not tokenized again; 0 keeps none."""
     cost: CostModel | None = None
     """Times of batches of ``precision`` on the first of ``providers``, measured with so many ``workers`` busy."""
+    gpu: GpuOptions = EVERYTHING_OFF
+    """How batches run where a GPU runs them."""
 
     def __post_init__(self) -> None:
         if not self.providers:
@@ -35,6 +40,8 @@ class DeploymentProfile:
             raise InputError("budget_tokens is too small", got=self.budget_tokens, allowed="1 or more")
         if self.workers is not None and self.workers < 1:
             raise InputError("workers is too small", got=self.workers, allowed="1 or more")
+        if self.passage_cache_bytes < 0:
+            raise InputError("passage_cache_bytes is too small", got=self.passage_cache_bytes, allowed="0 or more")
         if self.cost is not None and (self.precision is None or self.workers is None):
             raise InputError(
                 "a cost model holds for one variant and one number of workers", allowed="precision and workers set"
@@ -51,11 +58,17 @@ class DeploymentProfile:
         lines.append(f"providers = [{', '.join(quoted)}]")
         lines += [
             f"{name} = {value}"
-            for name, value in (("budget_tokens", self.budget_tokens), ("workers", self.workers))
+            for name, value in (
+                ("budget_tokens", self.budget_tokens),
+                ("workers", self.workers),
+                ("passage_cache_bytes", self.passage_cache_bytes or None),
+            )
             if value is not None
         ]
         if self.cost is not None:
             lines += ["", "[cost]", *(f"{field.name} = {getattr(self.cost, field.name)!r}" for field in fields(self.cost))]
+        if table := self.gpu.to_toml():
+            lines += ["", table.rstrip()]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -81,12 +94,14 @@ class DeploymentProfile:
                 values["providers"] = tuple(ExecutionProvider(name) for name in values["providers"])
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: {error}") from error
-        for name in ("budget_tokens", "workers"):
+        for name in ("budget_tokens", "workers", "passage_cache_bytes"):
             if name in values and type(values[name]) is not int:
                 raise InputError(f"{path}: {name} must be a whole number", got=repr(values[name]))
         try:
             if "cost" in values:
                 values["cost"] = _read_cost(values["cost"])
+            if "gpu" in values:
+                values["gpu"] = GpuOptions.from_table(values["gpu"])
             return cls(**values)
         except InputError as error:
             raise InputError(f"{path}: {error.what}", got=error.got, allowed=error.allowed) from error

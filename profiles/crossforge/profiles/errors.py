@@ -4,6 +4,7 @@
 
     CrossforgeError
     ├── InputError                     a query, passage, pair or file that cannot be used
+    │   └── RequestTooLargeError       larger than the whole queue
     ├── SourceError                    a checkpoint that cannot be exported
     ├── BundleError                    a folder that cannot be served
     │   ├── BundleNotFoundError
@@ -13,7 +14,8 @@
     ├── EngineError                    the inference engine failed, or answered nonsense
     │   ├── DeviceMemoryError          the GPU's memory is full
     │   ├── DeviceLostError            the GPU answers no more; only a new process may get it back
-    │   └── NonFiniteLogitsError
+    │   ├── NonFiniteLogitsError
+    │   └── ClosedError                what was asked has been closed
     ├── OverloadedError                the queue is full; the request was not taken
     ├── DeadlineError                  the request's deadline passed before it was computed
     ├── GateError                      the work was done and the verdict is no
@@ -69,6 +71,10 @@ class InputError(CrossforgeError):
     """A query, a passage, a pair, an option or a file's content cannot be used."""
 
 
+class RequestTooLargeError(InputError):
+    """A request has more tokens than the whole queue may hold."""
+
+
 class SourceError(CrossforgeError):
     """The checkpoint is not a cross-encoder that can be exported."""
 
@@ -109,6 +115,10 @@ class DeviceLostError(EngineError):
 
 class NonFiniteLogitsError(EngineError):
     """The model answered NaN or infinity."""
+
+
+class ClosedError(EngineError):
+    """The queue or the reranker was closed, and takes no more requests."""
 
 
 class OverloadedError(CrossforgeError):

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 StageName = Literal["tokenize", "plan", "collate", "compute", "postprocess"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestTimes:
+    """Where a queued request's time went. What is left of its latency passed outside the queue."""
+
+    queue_s: float
+    """Waiting for a thread that tokenizes, and then for a worker."""
+    tokenize_s: float
+    compute_s: float
+    """From its first batch's begin to its last one's end; other requests' batches may have had turns between."""
 
 
 class StageTimer(Protocol):

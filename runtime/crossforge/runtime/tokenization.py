@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from crossforge.profiles import InputError, ManifestError, PairTemplate, SpecialTokens, Truncation, TruncationSide
+from crossforge.runtime.token_cache import Ids, TokenCache
 
 MAX_TEXT_CHARS = 500_000
 """Longest text that is accepted. A model reads a few thousand characters of it; more is a file passed by mistake."""
 _NO_CHARACTER = "\U0010ffff"
 """Unicode will never assign it."""
-
-Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +45,23 @@ class EncodedPairs:
 class PairTokenizer:
     """Encodes (query, passage) pairs with Hugging Face ``tokenizers`` alone.
 
-    A query is tokenized once, however many passages it is paired with; passages are tokenized in parallel. Ids are joined
+    A query is tokenized once, however many passages it is paired with, and so is a passage that repeats; passages are
+    tokenized in parallel. Ids are joined
     by the pair template, which equals what the tokenizer's own post-processor would have produced.
 
     Args:
         tokenizer: The model's tokenizer. Its own truncation and padding are switched off.
         template: How a pair becomes one sequence.
         truncation: What gives way when a pair is too long.
+        cache: Holds passages' ids from one call to the next; the tokenizer is its only user.
 
     Raises:
         ValueError: The truncation contract leaves no room for a passage.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: PairTemplate, truncation: Truncation) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: PairTemplate, truncation: Truncation, *, cache: TokenCache | None = None
+    ) -> None:
         if truncation.max_length <= truncation.query_max_length + template.special_token_count:
             raise ValueError(
                 f"{truncation} leaves no room for a passage beside {template.special_token_count} special tokens"
@@ -68,32 +71,38 @@ class PairTokenizer:
         self._tokenizer = tokenizer
         self.template = template
         self.truncation = truncation
+        self.cache = cache
         self._prefix = np.asarray(template.prefix.ids, dtype=np.int32)
         self._separator = np.asarray(template.separator.ids, dtype=np.int32)
         self._unknown_id = find_unknown_id(tokenizer)
 
     @classmethod
-    def from_file(cls, path: str | Path, template: PairTemplate, truncation: Truncation) -> PairTokenizer:
+    def from_file(
+        cls, path: str | Path, template: PairTemplate, truncation: Truncation, *, cache: TokenCache | None = None
+    ) -> PairTokenizer:
         """Load a ``tokenizer.json``.
 
         Raises:
             ManifestError: The file is not a tokenizer that this version of ``tokenizers`` reads.
         """
-        return cls(load_tokenizer(path), template, truncation)
+        return cls(load_tokenizer(path), template, truncation, cache=cache)
 
-    def encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
+    def encode(self, query: str, passages: Sequence[str], *, max_passage_tokens: int | None = None) -> EncodedPairs:
         """Encode one query against many passages.
 
         Args:
             query: Not blank.
             passages: Any number of texts; empty strings are allowed.
+            max_passage_tokens: Cut passages to so many tokens, where the model would read more of them.
 
         Raises:
             InputError: A text is not a string, is blank (the query), is longer than :data:`MAX_TEXT_CHARS`, or holds
                 a lone surrogate.
         """
         _check_is_list(passages, "passages", "strings")
-        return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp))
+        if max_passage_tokens is not None and max_passage_tokens < 1:
+            raise InputError("max_passage_tokens is too small", got=max_passage_tokens, allowed="1 or more")
+        return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp), max_passage_tokens)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
         """Encode pairs of any queries; each distinct query is tokenized once.
@@ -114,19 +123,27 @@ class PairTokenizer:
             passages.append(passage)
         return self._encode(list(index_of_query), passages, head_of_pair)
 
-    def _encode(self, queries: list[str], passages: Sequence[str], head_of_pair: NDArray[np.intp]) -> EncodedPairs:
+    def _encode(
+        self,
+        queries: list[str],
+        passages: Sequence[str],
+        head_of_pair: NDArray[np.intp],
+        max_passage_tokens: int | None = None,
+    ) -> EncodedPairs:
         for query in queries:
             _check_query(query, "the query")
         for i, passage in enumerate(passages):
             _check_text(passage, f"passage {i}")
         query_ids = self._tokenize(queries)
-        passage_ids = self._tokenize(passages)
+        passage_ids = self._tokenize_passages(passages)
 
         kept_queries = [self._cut(ids, self.truncation.query_max_length) for ids in query_ids]
         heads = tuple(np.concatenate([self._prefix, ids, self._separator]) for ids in kept_queries)
         query_cut = np.asarray([len(kept) < len(ids) for kept, ids in zip(kept_queries, query_ids, strict=True)], dtype=bool)
 
         room_beside = [self.truncation.max_length - len(head) - len(self.template.suffix.ids) for head in heads]
+        if max_passage_tokens is not None:
+            room_beside = [min(room, max_passage_tokens) for room in room_beside]
         kept_passages = tuple(self._cut(ids, room_beside[h]) for ids, h in zip(passage_ids, head_of_pair, strict=True))
         passage_cut = np.asarray([len(k) < len(ids) for k, ids in zip(kept_passages, passage_ids, strict=True)], dtype=bool)
 
@@ -152,6 +169,18 @@ class PairTokenizer:
         ends = np.cumsum([len(ids) for ids in texts])
         owners = np.searchsorted(ends, places, side="right")
         return np.bincount(owners, minlength=len(texts)).astype(np.int32)
+
+    def _tokenize_passages(self, passages: Sequence[str]) -> list[Ids]:
+        """Ids of each passage, and no more than one beyond what the model can read: each text is tokenized once."""
+        texts = list(dict.fromkeys(passages))
+        known = {} if self.cache is None else self.cache.find(texts)
+        missing = [text for text in texts if text not in known]
+        beyond = self.truncation.max_length + 1
+        fresh = {text: self._cut(ids, beyond) for text, ids in zip(missing, self._tokenize(missing), strict=True)}
+        if self.cache is not None:
+            self.cache.add(fresh)
+        known |= fresh
+        return [known[text] for text in passages]
 
     def _tokenize(self, texts: Sequence[str]) -> list[Ids]:
         # The fast form leaves out character offsets, which nothing here reads.

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-import numpy as np
-
 from crossforge.profiles import Activation, CrossforgeError, InputError
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import plan_batches
@@ -84,14 +82,29 @@ class MicroBatcher:
 
     def schedule(self, query: str, passages: Sequence[str], *, deadline_s: float | None = None) -> Future[ScoredPairs]:
         """As :meth:`submit`, but tokenizes on a thread of its own and returns at once; all errors come in the future."""
+        tokenizer = self.reranker.tokenizer
+        return self.schedule_encoding(
+            lambda: tokenizer.encode(query, passages), count=_count(passages), deadline_s=deadline_s
+        )
+
+    def schedule_encoding(
+        self, encode: Callable[[], EncodedPairs], *, count: int, deadline_s: float | None = None
+    ) -> Future[ScoredPairs]:
+        """As :meth:`schedule`, with a function of the caller's that tokenizes, and may refuse.
+
+        Args:
+            encode: Runs on a thread of the micro-batcher's; whatever it raises comes in the future.
+            count: Pairs that it will return, about: room is held for them meanwhile.
+            deadline_s: Seconds from now.
+        """
         future: Future[ScoredPairs] = Future()
+        submitted_at = self._clock()
         try:
             expires_at = self._expiry(deadline_s)
-            reserved = self._reserve(passages)
+            reserved = self._reserve(count)
         except CrossforgeError as error:
             future.set_exception(error)
             return future
-        tokenizer = self.reranker.tokenizer
 
         def admit() -> None:
             if future.cancelled():
@@ -99,7 +112,7 @@ class MicroBatcher:
                 future.set_running_or_notify_cancel()
                 return
             try:
-                self._admit(future, lambda: tokenizer.encode(query, passages), reserved, expires_at)
+                self._admit(future, encode, reserved, expires_at, submitted_at)
             except Exception as error:  # noqa: BLE001 - handed to whoever holds the future
                 if future.set_running_or_notify_cancel():
                     future.set_exception(error)
@@ -170,8 +183,9 @@ class MicroBatcher:
         self, items: Sequence[object], encode: Callable[[], EncodedPairs], deadline_s: float | None
     ) -> Future[ScoredPairs]:
         future: Future[ScoredPairs] = Future()
+        submitted_at = self._clock()
         expires_at = self._expiry(deadline_s)
-        self._admit(future, encode, self._reserve(items), expires_at)
+        self._admit(future, encode, self._reserve(_count(items)), expires_at, submitted_at)
         return future
 
     def _expiry(self, deadline_s: float | None) -> float | None:
@@ -179,9 +193,8 @@ class MicroBatcher:
             raise InputError("deadline_s is not positive", got=deadline_s, allowed="seconds from now")
         return None if deadline_s is None else self._clock() + deadline_s
 
-    def _reserve(self, items: Sequence[object]) -> int:
+    def _reserve(self, count: int) -> int:
         """Hold room for the fewest tokens that a request can have, so that a full queue refuses before it tokenizes."""
-        count = len(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) else 0
         tokens = count * self.reranker.tokenizer.template.special_token_count
         self._ledger.reserve(tokens)
         return tokens
@@ -192,17 +205,32 @@ class MicroBatcher:
         encode: Callable[[], EncodedPairs],
         reserved: int,
         expires_at: float | None,
+        submitted_at: float,
     ) -> None:
         """Tokenize a request and queue it, in place of what was reserved for it."""
         try:
+            encoding_at = self._clock()
             pairs = encode()
             if len(pairs):  # a pair that no engine takes is its caller's error, and never reaches a worker
                 plan_batches([int(pairs.lengths.max())], budget_tokens=1, profiles=self.reranker.profiles)
-            logits = np.empty((len(pairs), len(self.reranker.manifest.scoring.labels)), dtype=np.float32)
-            request = Request(pairs=pairs, future=future, logits=logits, expires_at=expires_at)
+            labels = len(self.reranker.manifest.scoring.labels)
+            request = Request(
+                asked=pairs,
+                labels=labels,
+                future=future,
+                expires_at=expires_at,
+                submitted_at=submitted_at,
+                encoding_at=encoding_at,
+                encoded_at=self._clock(),
+            )
         except BaseException:
             self._ledger.release(reserved)
             raise
         self._ledger.admit(request, reserved)
         if not len(pairs):
             self._ledger.answer(request)
+
+
+def _count(items: object) -> int:
+    """How many texts or pairs there are; none if it is not a list, which the tokenizer will say."""
+    return len(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) else 0

@@ -12,7 +12,7 @@ from threading import Condition
 
 import numpy as np
 
-from crossforge.profiles import CrossforgeError, DeadlineError, EngineError, InputError, OverloadedError
+from crossforge.profiles import ClosedError, CrossforgeError, DeadlineError, OverloadedError, RequestTooLargeError
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import BatchPlan
 from crossforge.runtime.microbatch.config import BatcherStats
@@ -117,6 +117,14 @@ class Ledger:
             self._planned.extend(batches)
             self._changed.notify_all()
 
+    def begin(self, batch: Sequence[Part]) -> None:
+        """Note that a batch is being computed, for the times of its requests."""
+        with self._changed:
+            now = self._clock()
+            for part in batch:
+                if part.request.started_at is None:
+                    part.request.started_at = now
+
     def receive(self, batch: Sequence[Part], logits: Floats, plans: Sequence[BatchPlan], *, seconds: float) -> list[Request]:
         """Take the logits of a batch, float32 [pairs, labels] in the order of its parts.
 
@@ -142,7 +150,7 @@ class Ledger:
     def answer(self, request: Request) -> None:
         """Resolve a request with its logits, unless it was settled otherwise."""
         if self._settle(request, "answered"):
-            request.future.set_result(request.result())
+            request.future.set_result(request.result(self._clock()))
 
     def fail(self, request: Request, error: CrossforgeError, *, counted_as: str = "failed") -> None:
         """Resolve a request with an error, unless it was settled before."""
@@ -195,7 +203,7 @@ class Ledger:
         """Refuse what has no room; the lock is held."""
         most = self._max_queue_tokens
         if tokens > most:
-            raise InputError(
+            raise RequestTooLargeError(
                 "the request is larger than the whole queue",
                 got=f"{tokens:,} tokens or more",
                 allowed=f"up to {most:,}",
@@ -235,6 +243,6 @@ class Ledger:
             self._settle(request, "cancelled")
 
 
-def closed_error() -> EngineError:
+def closed_error() -> ClosedError:
     """For requests that come too late."""
-    return EngineError("the micro-batcher is closed")
+    return ClosedError("the micro-batcher is closed")

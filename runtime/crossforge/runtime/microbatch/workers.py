@@ -87,6 +87,7 @@ class Workers:
         if not wanted:
             return
         reranker = self._reranker
+        self._ledger.begin(wanted)
         pairs = join_pairs(wanted)
         start_s = time.perf_counter()
         try:

@@ -1,0 +1,45 @@
+"""Documents as Cohere and Jina take them: a text, or an object that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from crossforge.runtime.serving.service import Scores
+
+
+class Document(BaseModel):
+    """An object with a text; its other fields come back with it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    text: str
+
+
+class RankedDocument(BaseModel):
+    """One row of an answer; ``document`` is there only if it was asked for."""
+
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+def texts_of(documents: Sequence[str | Document]) -> list[str]:
+    """The text of each document."""
+    return [item if isinstance(item, str) else item.text for item in documents]
+
+
+def rank_documents(
+    scores: Scores, documents: Sequence[str | Document], *, top_n: int | None, with_documents: bool
+) -> list[dict[str, object]]:
+    """Rows best first, with scores between 0 and 1."""
+    values = scores.bounded()
+    rows: list[dict[str, object]] = []
+    for i in scores.best_first(top_n):
+        row: dict[str, object] = {"index": i, "relevance_score": values[i]}
+        if with_documents:
+            item = documents[i]
+            row["document"] = {"text": item} if isinstance(item, str) else item.model_dump()
+        rows.append(row)
+    return rows

@@ -1,0 +1,120 @@
+"""What Prometheus reads at ``/metrics``. A registry of its own, so that two services in one process do not meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from crossforge.runtime.microbatch import MicroBatcher
+from crossforge.runtime.serving.errors import Kind
+from crossforge.runtime.serving.facts import RequestFacts
+from crossforge.runtime.serving.models import ServedModel
+from crossforge.runtime.serving.scorers import PlainScorer
+from crossforge.runtime.serving.watch import Batch
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+WASTE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
+_REJECTED = {Kind.OVERLOADED, Kind.DEADLINE, Kind.TOO_LARGE, Kind.TOO_LONG, Kind.SLOW, Kind.UNAUTHORIZED, Kind.UNAVAILABLE}
+
+
+class Metrics:
+    """The metrics of a service.
+
+    Args:
+        models: Each by its name.
+    """
+
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = self._counter("requests", "Requests, by how they ended.", "model", "dialect", "status")
+        self._seconds = self._histogram(
+            "request_seconds", "Time of answered requests, by stage; total is all of it.", SECONDS, "model", "stage"
+        )
+        self._passages = self._histogram("request_passages", "Passages of answered requests.", PAIRS, "model")
+        self._rejected = self._counter("rejected", "Requests that were turned away, by reason.", "reason")
+        self._truncated = self._counter("truncated_pairs", "Pairs that were too long for the model and were cut.", "model")
+        self._batch_pairs = self._histogram("batch_pairs", "Pairs of a batch.", PAIRS, "model")
+        self._batch_tokens = self._histogram("batch_tokens", "Tokens of a batch, padding included.", TOKENS, "model")
+        self._batch_waste = self._histogram("batch_padding_ratio", "Share of a batch that is padding.", WASTE, "model")
+        self._tokens = self._counter("tokens", "Tokens that were computed, padding left out.", "model")
+        self._padded_tokens = self._counter("padded_tokens", "Tokens that were computed, padding included.", "model")
+        self.registry.register(_QueueCollector(models))
+        for model in set(models.values()):
+            self._watch(model)
+
+    def count_request(self, facts: RequestFacts, *, status: int, seconds: float) -> None:
+        """Count a request that has ended."""
+        if facts.problem in _REJECTED:
+            self._rejected.labels(facts.problem).inc()
+        if facts.model is None:
+            self._requests.labels("", facts.dialect, status).inc()
+            return
+        self._requests.labels(facts.model, facts.dialect, status).inc()
+        if status != 200 or facts.times is None:
+            return
+        for stage, value in (
+            ("queue", facts.times.queue_s),
+            ("tokenize", facts.times.tokenize_s),
+            ("compute", facts.times.compute_s),
+            ("total", seconds),
+        ):
+            self._seconds.labels(facts.model, stage).observe(value)
+        self._passages.labels(facts.model).observe(facts.passages)
+        self._truncated.labels(facts.model).inc(facts.truncated)
+
+    def render(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(name, what, labels, namespace="crossforge", registry=self.registry)
+
+    def _histogram(self, name: str, what: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, what, labels, buckets=buckets, namespace="crossforge", registry=self.registry)
+
+    def _watch(self, model: ServedModel) -> None:
+        pairs, tokens = self._batch_pairs.labels(model.name), self._batch_tokens.labels(model.name)
+        waste = self._batch_waste.labels(model.name)
+        computed, padded = self._tokens.labels(model.name), self._padded_tokens.labels(model.name)
+
+        def note(batch: Batch) -> None:
+            pairs.observe(batch.pairs)
+            tokens.observe(batch.padded_tokens)
+            waste.observe(1 - batch.tokens / batch.padded_tokens)
+            computed.inc(batch.tokens)
+            padded.inc(batch.padded_tokens)
+
+        model.session.on_batch = note
+
+
+class _QueueCollector(Collector):
+    """What the queues hold at the moment of reading."""
+
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+        self._models = models
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what it collects depends on the moment."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """One sample for each model."""
+        tokens = GaugeMetricFamily("crossforge_queue_tokens", "Tokens that wait to be computed.", labels=["model"])
+        requests = GaugeMetricFamily("crossforge_queue_requests", "Requests that wait for their answer.", labels=["model"])
+        restarts = CounterMetricFamily(
+            "crossforge_worker_restarts", "Workers that died and were restarted.", labels=["model"]
+        )
+        for model in set(self._models.values()):
+            if isinstance(model.scorer, MicroBatcher):
+                stats = model.scorer.stats()
+                tokens.add_metric([model.name], stats.pending_tokens)
+                requests.add_metric([model.name], stats.pending_requests)
+                restarts.add_metric([model.name], stats.worker_restarts)
+            elif isinstance(model.scorer, PlainScorer):
+                requests.add_metric([model.name], model.scorer.pending_requests)
+        return [tokens, requests, restarts]
