@@ -27,6 +27,8 @@ NORMS = ("attention_norm", "feed_forward_norm")
 _FORMAT = "crossforge-encoder-1"
 _TYPES = {"I8": np.dtype(np.int8), "F32": np.dtype("<f4")}
 _ALIGNMENT = 64
+_MOST_SUMMED = 65_536
+"""Products of 255 and 127 whose sum surely fits 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,8 @@ def _check_numbers(shape: EncoderShape) -> None:
             raise ValueError(f"{field.name} is {value!r}")
     if shape.hidden % 64 or shape.intermediate % 64 or shape.hidden > 4096:
         raise ValueError(f"widths {shape.hidden} and {shape.intermediate} are not multiples of 64, or above 4096")
+    if shape.intermediate > _MOST_SUMMED:
+        raise ValueError(f"a sum over {shape.intermediate} products may not fit 32 bits")
     if shape.hidden not in (32 * shape.heads, 64 * shape.heads):
         raise ValueError(f"{shape.heads} heads of a width of {shape.hidden} are neither 32 nor 64 wide")
 
