@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,9 +153,10 @@ def _check_numbers(shape: EncoderShape) -> None:
 
 
 def _view(
-    data: NDArray[np.uint8], start: int, entry: Mapping[str, object], kind: str, shape: tuple[int, ...]
+    data: NDArray[np.uint8], start: int, entry: Mapping[str, Any], kind: str, shape: tuple[int, ...]
 ) -> NDArray[np.generic]:
-    begin, end = entry["data_offsets"]  # type: ignore[misc]
-    if entry["dtype"] != kind or tuple(entry["shape"]) != shape:  # type: ignore[arg-type]
+    begin, end = entry["data_offsets"]
+    if entry["dtype"] != kind or tuple(entry["shape"]) != shape:
         raise ValueError(f"a tensor is {entry['dtype']} {entry['shape']}, not {kind} {shape}")
-    return np.frombuffer(data[start + begin : start + end].data, dtype=_TYPES[kind]).reshape(shape)
+    view: NDArray[np.generic] = np.frombuffer(data[start + begin : start + end].data, dtype=_TYPES[kind]).reshape(shape)
+    return view
