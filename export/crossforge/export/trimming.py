@@ -140,7 +140,7 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     named = {id_ for id_ in find_named_ids(source.path) if 0 <= id_ < count_rows(graph)}
     tokenizer_json = (source.path / TOKENIZER_NAME).read_text(encoding="utf-8")
     result = trim_vocabulary(graph, tokenizer_json, texts, keep_ids={manifest.pad_token_id, *named})
-    variants = {first: _write_graph(result.model, folder, manifest.variants[first])}
+    variants: dict[Precision, Variant] = {first: _write_graph(result.model, folder, manifest.variants[first])}
     for precision in others:
         trimmed = renumber_tokens(_read_graph(source, precision), result.new_ids)
         variants[precision] = _write_graph(trimmed, folder, manifest.variants[precision])

@@ -208,7 +208,7 @@ class VariantMaker:
         """Write int8's weights for the native engine, which has to be there: what is not measured is not shipped."""
         config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
         check_architecture(config)
-        if reason := why_not(ExecutionProvider.NATIVE, inspect_machine()):
+        if reason := why_not(ExecutionProvider.NATIVE, self._machine):
             raise ProviderUnavailableError(f"the native engine cannot measure an {Precision.INT8_NATIVE} variant: {reason}")
         path = self._folder / Precision.INT8_NATIVE.path
         with self._progress.stage(f"quantize to {Precision.INT8_NATIVE}") as stage:

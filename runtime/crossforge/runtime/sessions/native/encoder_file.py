@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ NORMS = ("attention_norm", "feed_forward_norm")
 _FORMAT = "crossforge-encoder-1"
 _TYPES = {"I8": np.dtype(np.int8), "F32": np.dtype("<f4")}
 _ALIGNMENT = 64
+_MOST_SUMMED = 65_536
+"""Products of 255 and 127 whose sum surely fits 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +146,17 @@ def _check_numbers(shape: EncoderShape) -> None:
             raise ValueError(f"{field.name} is {value!r}")
     if shape.hidden % 64 or shape.intermediate % 64 or shape.hidden > 4096:
         raise ValueError(f"widths {shape.hidden} and {shape.intermediate} are not multiples of 64, or above 4096")
+    if shape.intermediate > _MOST_SUMMED:
+        raise ValueError(f"a sum over {shape.intermediate} products may not fit 32 bits")
     if shape.hidden not in (32 * shape.heads, 64 * shape.heads):
         raise ValueError(f"{shape.heads} heads of a width of {shape.hidden} are neither 32 nor 64 wide")
 
 
 def _view(
-    data: NDArray[np.uint8], start: int, entry: Mapping[str, object], kind: str, shape: tuple[int, ...]
+    data: NDArray[np.uint8], start: int, entry: Mapping[str, Any], kind: str, shape: tuple[int, ...]
 ) -> NDArray[np.generic]:
-    begin, end = entry["data_offsets"]  # type: ignore[misc]
-    if entry["dtype"] != kind or tuple(entry["shape"]) != shape:  # type: ignore[arg-type]
+    begin, end = entry["data_offsets"]
+    if entry["dtype"] != kind or tuple(entry["shape"]) != shape:
         raise ValueError(f"a tensor is {entry['dtype']} {entry['shape']}, not {kind} {shape}")
-    return np.frombuffer(data[start + begin : start + end].data, dtype=_TYPES[kind]).reshape(shape)
+    view: NDArray[np.generic] = np.frombuffer(data[start + begin : start + end].data, dtype=_TYPES[kind]).reshape(shape)
+    return view
