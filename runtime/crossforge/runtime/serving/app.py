@@ -16,7 +16,7 @@ from crossforge.runtime.serving.errors import Kind, Problem, ProblemError
 from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.gate import Gate
 from crossforge.runtime.serving.limits import BodyLimit
-from crossforge.runtime.serving.logs import RequestLog
+from crossforge.runtime.serving.logs import LOG, RequestLog
 from crossforge.runtime.serving.metrics import Metrics
 from crossforge.runtime.serving.models import ServedModel
 from crossforge.runtime.serving.replies import problem_response
@@ -49,6 +49,7 @@ def create_app(
         for model in owned:
             await health.warm_up(model)
         service.ready = True
+        LOG.info("ready", extra={"fields": {"models": {name: model.explain() for name, model in models.items()}}})
         try:
             yield
         finally:
@@ -56,6 +57,7 @@ def create_app(
             for model in owned:
                 await asyncio.to_thread(model.close, timeout_s=settings.drain_timeout_s)
             service.ready = False
+            LOG.info("stopped")
 
     # No pages of documentation: FastAPI's load their scripts from another host.
     app = FastAPI(title="crossforge", lifespan=lifespan, docs_url=None, redoc_url=None)

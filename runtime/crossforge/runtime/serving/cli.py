@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -67,26 +68,28 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
     )
-    listening = bind(settings)
-    models = load_models(
-        [ModelSpec.parse(text) for text in bundle],
-        settings,
-        provider=provider,
-        precision=precision,
-        strict=strict,
-        deployment=None if deployment is None else DeploymentProfile.from_toml(deployment),
-    )
-    url = url_of(listening, settings)
-    for name, model in models.items():
-        err.print(f"[bold]{escape(name)}[/]  {escape(model.explain())}")
-    if not settings.api_keys and not _is_loopback(host):
-        err.print("[yellow]Warning:[/] everybody who reaches this address may use it; --api-key-file asks for a key")
-    configure_logging()
-    if as_json:
-        print_json({"url": url, "models": {name: model.explain() for name, model in models.items()}})
-    else:
-        err.print(f"[green]Serving[/] at {url}")
-    make_server(create_app(models, settings), settings).run(sockets=[listening])
+    # Bound before the models are loaded: a port that is taken is better known at once.
+    with bind(settings) as listening:
+        models = load_models(
+            [ModelSpec.parse(text) for text in bundle],
+            settings,
+            provider=provider,
+            precision=precision,
+            strict=strict,
+            deployment=None if deployment is None else DeploymentProfile.from_toml(deployment),
+        )
+        url = url_of(listening, settings)
+        for name, model in models.items():
+            err.print(f"[bold]{escape(name)}[/]  {escape(model.explain())}")
+        if not settings.api_keys and not _is_loopback(host):
+            err.print("[yellow]Warning:[/] everybody who reaches this address may use it; --api-key-file asks for a key")
+        configure_logging()
+        if as_json:
+            print_json({"url": url, "models": {name: model.explain() for name, model in models.items()}})
+            sys.stdout.flush()
+        else:
+            err.print(f"[green]Serving[/] at {url}")
+        make_server(create_app(models, settings), settings).run(sockets=[listening])
 
 
 def _is_loopback(host: str) -> bool:
