@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from crossforge.export.cli import app
+from crossforge.runtime.serving.models import ModelSpec, load_models
+from crossforge.runtime.serving.settings import ServiceSettings
+from support.serving import running
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ADDRESS = "http://localhost:8080"
 
 
 def test_python_examples_run(
@@ -18,11 +26,33 @@ def test_python_examples_run(
 ) -> None:
     (tmp_path / "demo-bundle").symlink_to(demo_bundle)
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if ADDRESS not in block]
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
     assert "3.8 million inhabitants" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_examples_of_the_service_run(demo_bundle: Path) -> None:
+    settings = ServiceSettings(port=0)
+    blocks = [b for b in re.findall(r"```(sh|python)\n(.*?)```", README, flags=re.DOTALL) if ADDRESS in b[1]]
+    assert [language for language, _ in blocks] == ["sh", "python", "python"]
+    if shutil.which("curl") is None:
+        pytest.skip("no curl")
+    models = load_models([ModelSpec(name="demo-bundle", bundle=demo_bundle)], settings)
+    with running(models, settings) as service:
+        curl, *scripts = [
+            subprocess.run(
+                ["/bin/sh", "-ec", code] if language == "sh" else [sys.executable, "-c", code],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for language, code in ((language, block.replace(ADDRESS, service.url)) for language, block in blocks)
+        ]
+
+    assert [row["index"] for row in json.loads(curl)] == [1, 0]
+    assert [script.split()[0] for script in scripts] == ["1", "1"]
 
 
 def test_commands_exist() -> None:

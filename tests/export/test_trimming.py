@@ -30,6 +30,7 @@ from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.progress import Silent, Stage
 from crossforge.runtime.records import Passage, QueryRecord
 from crossforge.runtime.reranker import ScoredPairs
+from crossforge.runtime.tokenization import load_tokenizer
 from crossforge.runtime.verification import verify_bundle
 from support.builders import read_manifest, record_again, write_manifest
 from support.tiny_models import UNGATED, VOCABULARY, save_tiny_model
@@ -154,7 +155,11 @@ def test_a_bundle_without_fp32_is_trimmed_too(bundle: Path, tmp_path: Path) -> N
 def test_a_character_without_a_token_is_counted(untrimmed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trimming, "builtin_pairs", list)  # they have every character that the tiny tokenizer knows
     trim_bundle(untrimmed("xlm-roberta"), tmp_path / "trimmed", TEXTS)
-    pairs = [("water", "water"), ("water", "WWW"), ("water WWW", "WWW and water")]
+    before, after = (load_tokenizer(path / TOKENIZER_NAME) for path in (untrimmed("xlm-roberta"), tmp_path / "trimmed"))
+    lost = min(
+        piece for piece in before.get_vocab() if piece.isalpha() and len(piece) == 1 and after.token_to_id(piece) is None
+    )
+    pairs = [("water", "water"), ("water", lost * 3), (f"water {lost * 3}", f"{lost * 3} and water")]
     assert score(untrimmed("xlm-roberta"), "fp32", pairs).unknown_tokens.tolist() == [0, 0, 0]
     scored = score(tmp_path / "trimmed", "fp32", pairs)
     assert scored.unknown_tokens.tolist() == [0, 1, 2]  # characters in a row are one unknown token

@@ -10,7 +10,12 @@ from crossforge.profiles import PREFERENCE, CostModel, DeploymentProfile, Execut
 TERMS = "fixed_ms = 0.5\nper_token_ms = 0.01\nper_token_squared_ms = 0\n"
 COST = CostModel(fixed_ms=0.5, per_token_ms=0.01, per_token_squared_ms=0)
 CARRIED = DeploymentProfile(
-    precision=Precision.INT8, providers=(ExecutionProvider.CPU,), budget_tokens=256, workers=2, cost=COST
+    precision=Precision.INT8,
+    providers=(ExecutionProvider.CPU,),
+    budget_tokens=256,
+    workers=2,
+    passage_cache_bytes=1_000,
+    cost=COST,
 )
 
 
@@ -45,7 +50,10 @@ def test_the_path_may_be_a_string(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("budget = 1", "unknown key 'budget'; allowed: budget_tokens, cost, precision, providers, workers"),
+        (
+            "budget = 1",
+            "unknown key 'budget'; allowed: budget_tokens, cost, passage_cache_bytes, precision, providers, workers",
+        ),
         ('precision = "fp64"', "'fp64' is not a valid Precision"),
         ("precision = [1]", "not a valid Precision"),
         ('providers = ["cpu", "npu"]', "'npu' is not a valid ExecutionProvider"),
@@ -104,7 +112,7 @@ def test_a_cost_model_holds_for_what_it_was_measured_on() -> None:
     assert CARRIED.cost_on(ExecutionProvider.CUDA, Precision.INT8) is None
 
 
-@pytest.mark.parametrize("values", [{"providers": ()}, {"budget_tokens": 0}, {"workers": 0}])
+@pytest.mark.parametrize("values", [{"providers": ()}, {"budget_tokens": 0}, {"workers": 0}, {"passage_cache_bytes": -1}])
 def test_the_constructor_checks_its_values(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(values))):
         DeploymentProfile(**values)

@@ -8,6 +8,7 @@ from crossforge import profiles
 from crossforge.profiles import (
     BundleError,
     BundleNotFoundError,
+    ClosedError,
     CrossforgeError,
     CrossforgeWarning,
     DeadlineError,
@@ -21,6 +22,7 @@ from crossforge.profiles import (
     NonFiniteLogitsError,
     OverloadedError,
     ProviderUnavailableError,
+    RequestTooLargeError,
     SchemaVersionError,
     SourceError,
     errors,
@@ -54,6 +56,7 @@ def test_an_error_keeps_its_parts() -> None:
     ("kind", "exit_code"),
     [
         (InputError, 2),
+        (RequestTooLargeError, 2),
         (SourceError, 2),
         (BundleError, 2),
         (BundleNotFoundError, 2),
@@ -61,6 +64,7 @@ def test_an_error_keeps_its_parts() -> None:
         (ManifestError, 2),
         (SchemaVersionError, 2),
         (EngineError, 1),
+        (ClosedError, 1),
         (NonFiniteLogitsError, 1),
         (OverloadedError, 1),
         (DeadlineError, 1),

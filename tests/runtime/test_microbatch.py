@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from crossforge.profiles import CostModel, InputError, Truncation, TruncationSide, TruncationWarning
 from crossforge.runtime import FakeSession, Reranker, ScoredPairs
+from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
 from support.builders import fake_reranker, make_manifest, make_profile, write_bundle
+from support.families import different_passages
 from support.sessions import WAIT_S, GatedSession
 from support.strategies import no_deadline, words
 
@@ -61,8 +63,9 @@ def test_every_pair_is_scored_once_and_lands_in_its_request(
     for mine, theirs in zip(scores, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
     assert rows_of(together) == rows_of(alone)
-    assert stats.pairs == sum(len(passages) for _, passages in requests)
-    assert stats.tokens == sum(int(item.token_counts.sum()) for item in scored)
+    distinct = [find_distinct(reranker.tokenizer.encode(*request)).pairs for request in requests]
+    assert stats.pairs == sum(len(pairs) for pairs in distinct)
+    assert stats.tokens == sum(int(pairs.lengths.sum()) for pairs in distinct)
     assert stats.answered == len(requests)
     assert (stats.pending_requests, stats.pending_tokens) == (0, 0)
     for batch in together.batches:
@@ -122,11 +125,11 @@ def test_small_requests_are_not_starved_by_a_large_one() -> None:
             future.add_done_callback(lambda _: answered.append(name))
             future.add_done_callback(lambda _: batches_at_answer.update({name: len(session.batches)}))
 
-        futures = [batcher.submit(QUERY, ["people live"] * 1000)]
+        futures = [batcher.submit(QUERY, different_passages(1000, words=2))]
         note("large", futures[0])
         session.wait_for_a_batch()
         for i in range(10):
-            futures.append(batcher.submit(QUERY, ["the city"] * 5))
+            futures.append(batcher.submit(QUERY, different_passages(5, words=2)))
             note(f"small {i}", futures[-1])
         session.let_through()
         for future in futures:

@@ -26,6 +26,7 @@ from crossforge.profiles import (
 from crossforge.runtime import EncodedPairs, FakeSession, Reranker
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
 from support.builders import fake_reranker
+from support.families import different_passages
 from support.sessions import WAIT_S, GatedSession
 
 QUERY = "where is the city"
@@ -56,7 +57,7 @@ def test_what_is_past_its_deadline_is_not_computed() -> None:
     session, clock = GatedSession(), ManualClock()
     with fake_reranker(session) as reranker, MicroBatcher(reranker, clock=clock) as batcher:
         running = busy(batcher, session)
-        late = batcher.submit(QUERY, ["berlin"] * 5, deadline_s=1.0)
+        late = batcher.submit(QUERY, different_passages(5), deadline_s=1.0)
         in_time = batcher.submit(QUERY, ["berlin"], deadline_s=3.0)
         clock.now_s += 2.0
         session.let_through()
@@ -73,7 +74,7 @@ def test_what_is_past_its_deadline_is_not_computed() -> None:
 def test_a_deadline_that_passes_between_two_batches_drops_the_second() -> None:
     session, clock = GatedSession(), ManualClock()
     with fake_reranker(session, budget_tokens=2 * TOKENS) as reranker, MicroBatcher(reranker, clock=clock) as batcher:
-        request = batcher.submit(QUERY, ["berlin"] * 8, deadline_s=1.0)
+        request = batcher.submit(QUERY, different_passages(8), deadline_s=1.0)
         session.wait_for_a_batch()
         clock.now_s += 2.0
         session.let_through()
@@ -106,20 +107,20 @@ def test_a_full_queue_refuses_at_once_and_has_room_again_later() -> None:
     config = MicroBatchConfig(max_queue_tokens=4 * TOKENS)
     with fake_reranker(session) as reranker, MicroBatcher(reranker, config) as batcher:
         running = busy(batcher, session)
-        waiting = batcher.submit(QUERY, ["berlin"] * 2)
+        waiting = batcher.submit(QUERY, different_passages(2))
         with pytest.raises(OverloadedError, match=r"full; got 16 tokens beside 24 that wait; allowed: 32 in all") as unknown:
-            batcher.submit(QUERY, ["berlin"] * 2)
+            batcher.submit(QUERY, different_passages(2))
         fits = batcher.submit(QUERY, ["berlin"])
         with pytest.raises(OverloadedError):
             batcher.schedule(QUERY, ["berlin"]).result(WAIT_S)
         session.let_through(1)
         running.result(WAIT_S)
         with pytest.raises(OverloadedError, match=r"Try again in about \d+\.\d s") as known:
-            batcher.submit(QUERY, ["berlin"] * 2)
+            batcher.submit(QUERY, different_passages(2))
         session.let_through()
         waiting.result(WAIT_S)
         fits.result(WAIT_S)
-        assert len(batcher.submit(QUERY, ["berlin"] * 4).result(WAIT_S).logits) == 4
+        assert len(batcher.submit(QUERY, different_passages(4)).result(WAIT_S).logits) == 4
         assert batcher.stats().rejected == 3
 
     assert unknown.value.wait_s is None
@@ -148,7 +149,7 @@ def test_a_request_larger_than_the_queue_would_never_have_room(count: int) -> No
         MicroBatcher(reranker, MicroBatchConfig(max_queue_tokens=4 * TOKENS)) as batcher,
     ):
         with pytest.raises(InputError, match=r"larger than the whole queue; .* allowed: up to 32\. Send fewer"):
-            batcher.submit(QUERY, ["berlin"] * count)
+            batcher.submit(QUERY, different_passages(count, words=1 + count // 40))
         assert batcher.stats().pending_tokens == 0
 
 
@@ -171,7 +172,7 @@ def test_the_rest_of_a_request_that_failed_is_not_computed() -> None:
     session = GatedSession()
     session.failures = [EngineError("out of order")]
     with fake_reranker(session, budget_tokens=2 * TOKENS) as reranker, MicroBatcher(reranker) as batcher:
-        request = batcher.submit(QUERY, ["berlin"] * 100)
+        request = batcher.submit(QUERY, different_passages(40))
         session.let_through()
         with pytest.raises(EngineError, match="out of order"):
             request.result(WAIT_S)
@@ -226,10 +227,10 @@ def test_what_is_cancelled_in_the_queue_is_not_computed_and_makes_room_at_once()
     config = MicroBatchConfig(max_queue_tokens=4 * TOKENS)
     with fake_reranker(session) as reranker, MicroBatcher(reranker, config) as batcher:
         running = busy(batcher, session)
-        cancelled = batcher.submit(QUERY, ["berlin"] * 3)
+        cancelled = batcher.submit(QUERY, different_passages(3))
         assert cancelled.cancel()
         wait([cancelled], timeout=WAIT_S)
-        instead = batcher.submit(QUERY, ["berlin"] * 3)
+        instead = batcher.submit(QUERY, different_passages(3))
         session.let_through()
         for future in (running, instead):
             future.result(WAIT_S)
@@ -244,7 +245,7 @@ def test_what_is_cancelled_takes_no_turn_from_the_others() -> None:
     config = MicroBatchConfig(slice_tokens=TOKENS, round_tokens=2 * TOKENS)
     with fake_reranker(session, budget_tokens=2 * TOKENS) as reranker, MicroBatcher(reranker, config) as batcher:
         running = busy(batcher, session)
-        cancelled = batcher.submit(QUERY, ["berlin"] * 50)
+        cancelled = batcher.submit(QUERY, different_passages(40))
         others = [batcher.submit(QUERY, ["berlin"]) for _ in range(2)]
         cancelled.cancel()
         session.let_through()
@@ -257,7 +258,7 @@ def test_what_is_cancelled_takes_no_turn_from_the_others() -> None:
 def test_cancelling_a_request_half_done_drops_the_other_half() -> None:
     session = GatedSession()
     with fake_reranker(session, budget_tokens=2 * TOKENS) as reranker, MicroBatcher(reranker) as batcher:
-        request = batcher.submit(QUERY, ["berlin"] * 100)
+        request = batcher.submit(QUERY, different_passages(40))
         session.wait_for_a_batch()
         session.let_through(1)
         session.wait_for_a_batch()
@@ -276,7 +277,7 @@ def test_cancelling_a_task_drops_its_request() -> None:
         running = busy(batcher, session)
 
         async def ask_and_leave() -> None:
-            task = asyncio.create_task(batcher.score(QUERY, ["berlin"] * 5))
+            task = asyncio.create_task(batcher.score(QUERY, different_passages(5)))
             while batcher.stats().pending_requests < 2:
                 await asyncio.sleep(0.001)
             task.cancel()
@@ -307,7 +308,7 @@ def test_a_scheduled_request_that_is_cancelled_before_it_is_tokenized_is_forgott
         monkeypatch.setattr(reranker.tokenizer, "encode", encode_slowly)
         slow = batcher.schedule(QUERY, ["berlin"])
         assert begun.wait(WAIT_S)
-        waiting = batcher.schedule(QUERY, ["berlin"] * 5)
+        waiting = batcher.schedule(QUERY, different_passages(5))
         assert waiting.cancel()
         go_on.set()
         assert len(slow.result(WAIT_S).logits) == 1
@@ -342,7 +343,7 @@ def test_closing_answers_what_was_taken_and_takes_no_more() -> None:
     session = GatedSession()
     with fake_reranker(session, budget_tokens=2 * TOKENS) as reranker:
         batcher = MicroBatcher(reranker)
-        futures = [busy(batcher, session), *(batcher.submit(QUERY, ["berlin"] * 5) for _ in range(3))]
+        futures = [busy(batcher, session), *(batcher.submit(QUERY, different_passages(5)) for _ in range(3))]
         join = close_in_background(batcher)
         while not refuses(batcher):
             pass
@@ -423,7 +424,7 @@ def test_in_a_storm_of_faults_every_request_ends_and_nothing_is_left_behind(seed
 
         def ask(i: int) -> str:
             random = Random(seed * 1000 + i)
-            passages = ["berlin"] * random.randrange(20)
+            passages = different_passages(random.randrange(20))
             deadline_s = random.choice([None, 0.001, 5.0])
             try:
                 future = random.choice([batcher.submit, batcher.schedule])(QUERY, passages, deadline_s=deadline_s)

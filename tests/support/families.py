@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import islice, product
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -59,6 +60,14 @@ def word_tokenizer(pair_template: str | None) -> Tokenizer:
             single="[CLS] $A [SEP]", pair=pair_template, special_tokens=special
         )
     return tokenizer
+
+
+def different_passages(count: int, *, words: int = 1) -> list[str]:
+    """Passages that differ, each of so many words of one BERT token: equal ones would be computed once."""
+    one_token = [token for token in BERT_TOKENS[4:] if token.isalnum()]
+    passages = [" ".join(chosen) for chosen in islice(product(one_token, repeat=words), count)]
+    assert len(passages) == count, f"there are only {len(passages)} passages of {words} words"
+    return passages
 
 
 @cache

@@ -25,6 +25,8 @@ class DeploymentProfile:
     """Largest ``batch x sequence`` of one batch, padding included; None takes what suits the provider."""
     workers: int | None = None
     """Batches that run at the same time on the CPU, one thread each; None takes one per usable core, and one on a GPU."""
+    passage_cache_bytes: int = 0
+    """Most memory for token ids of passages that were read lately, which are then not tokenized again; 0 keeps none."""
     cost: CostModel | None = None
     """Times of batches of ``precision`` on the first of ``providers``, measured with so many ``workers`` busy."""
 
@@ -35,6 +37,8 @@ class DeploymentProfile:
             raise InputError("budget_tokens is too small", got=self.budget_tokens, allowed="1 or more")
         if self.workers is not None and self.workers < 1:
             raise InputError("workers is too small", got=self.workers, allowed="1 or more")
+        if self.passage_cache_bytes < 0:
+            raise InputError("passage_cache_bytes is too small", got=self.passage_cache_bytes, allowed="0 or more")
         if self.cost is not None and (self.precision is None or self.workers is None):
             raise InputError(
                 "a cost model holds for one variant and one number of workers", allowed="precision and workers set"
@@ -51,7 +55,11 @@ class DeploymentProfile:
         lines.append(f"providers = [{', '.join(quoted)}]")
         lines += [
             f"{name} = {value}"
-            for name, value in (("budget_tokens", self.budget_tokens), ("workers", self.workers))
+            for name, value in (
+                ("budget_tokens", self.budget_tokens),
+                ("workers", self.workers),
+                ("passage_cache_bytes", self.passage_cache_bytes or None),
+            )
             if value is not None
         ]
         if self.cost is not None:
@@ -81,7 +89,7 @@ class DeploymentProfile:
                 values["providers"] = tuple(ExecutionProvider(name) for name in values["providers"])
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: {error}") from error
-        for name in ("budget_tokens", "workers"):
+        for name in ("budget_tokens", "workers", "passage_cache_bytes"):
             if name in values and type(values[name]) is not int:
                 raise InputError(f"{path}: {name} must be a whole number", got=repr(values[name]))
         try:

@@ -29,9 +29,10 @@ from crossforge.profiles import (
     TruncationWarning,
 )
 from crossforge.runtime.activation import Floats, activate, relevance
-from crossforge.runtime.batching import BatchPlan, padding_waste
+from crossforge.runtime.batching import padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
+from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
@@ -40,6 +41,7 @@ from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.timing import RequestTimes, StageTimer, untimed
+from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 
@@ -58,6 +60,7 @@ class ScoredPairs:
     token_counts: NDArray[np.int32]
     """Tokens of each pair, special tokens included: int32 [n]."""
     batches: int
+    """It took so many for the pairs that differ; equal pairs are computed once."""
     padding_waste: float
     """Share of the computed tokens that were padding, 0.0 to 1.0."""
     times: RequestTimes | None = None
@@ -181,7 +184,12 @@ class Reranker:
         )
         session, choice = opened.session, opened.choice
         try:
-            tokenizer = PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+            tokenizer = PairTokenizer.from_file(
+                bundle.path / TOKENIZER_NAME,
+                manifest.pair_template,
+                manifest.truncation,
+                cache=TokenCache(deployment.passage_cache_bytes) if deployment.passage_cache_bytes else None,
+            )
         except CrossforgeError:
             session.close()
             raise
@@ -280,9 +288,11 @@ class Reranker:
         """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
         if self._closed:
             raise ClosedError("the reranker is closed")
+        with self._timed("plan"):
+            distinct = find_distinct(pairs)
         logits, plans = compute_logits(
             self.session,
-            pairs,
+            distinct.pairs,
             template=self.manifest.pair_template,
             pad_token_id=self.manifest.pad_token_id,
             labels=len(self.manifest.scoring.labels),
@@ -294,7 +304,17 @@ class Reranker:
             timed=self._timed,
         )
         with self._timed("postprocess"):
-            return self._check(pairs, logits, plans)
+            logits = logits[distinct.position]
+            self.check_finite(logits)
+            return ScoredPairs(
+                logits=logits,
+                truncated=pairs.truncated,
+                query_truncated=pairs.query_truncated,
+                unknown_tokens=pairs.unknown_tokens,
+                token_counts=pairs.lengths,
+                batches=len(plans),
+                padding_waste=padding_waste(plans, distinct.pairs.lengths),
+            )
 
     def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
         """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
@@ -367,18 +387,6 @@ class Reranker:
     def _encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
         with self._timed("tokenize"):
             return self.tokenizer.encode(query, passages)
-
-    def _check(self, pairs: EncodedPairs, logits: Floats, plans: Sequence[BatchPlan]) -> ScoredPairs:
-        self.check_finite(logits)
-        return ScoredPairs(
-            logits=logits,
-            truncated=pairs.truncated,
-            query_truncated=pairs.query_truncated,
-            unknown_tokens=pairs.unknown_tokens,
-            token_counts=pairs.lengths,
-            batches=len(plans),
-            padding_waste=padding_waste(plans, pairs.lengths),
-        )
 
     def _activation(self, activation: Activation | str | None) -> Activation:
         if activation is None:

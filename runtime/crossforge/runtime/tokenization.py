@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from crossforge.profiles import InputError, ManifestError, PairTemplate, SpecialTokens, Truncation, TruncationSide
+from crossforge.runtime.token_cache import Ids, TokenCache
 
 MAX_TEXT_CHARS = 500_000
 """Longest text that is accepted. A model reads a few thousand characters of it; more is a file passed by mistake."""
 _NO_CHARACTER = "\U0010ffff"
 """Unicode will never assign it."""
-
-Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +45,23 @@ class EncodedPairs:
 class PairTokenizer:
     """Encodes (query, passage) pairs with Hugging Face ``tokenizers`` alone.
 
-    A query is tokenized once, however many passages it is paired with; passages are tokenized in parallel. Ids are joined
+    A query is tokenized once, however many passages it is paired with, and so is a passage that repeats; passages are
+    tokenized in parallel. Ids are joined
     by the pair template, which equals what the tokenizer's own post-processor would have produced.
 
     Args:
         tokenizer: The model's tokenizer. Its own truncation and padding are switched off.
         template: How a pair becomes one sequence.
         truncation: What gives way when a pair is too long.
+        cache: Holds passages' ids from one call to the next; the tokenizer is its only user.
 
     Raises:
         ValueError: The truncation contract leaves no room for a passage.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: PairTemplate, truncation: Truncation) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: PairTemplate, truncation: Truncation, *, cache: TokenCache | None = None
+    ) -> None:
         if truncation.max_length <= truncation.query_max_length + template.special_token_count:
             raise ValueError(
                 f"{truncation} leaves no room for a passage beside {template.special_token_count} special tokens"
@@ -68,18 +71,21 @@ class PairTokenizer:
         self._tokenizer = tokenizer
         self.template = template
         self.truncation = truncation
+        self.cache = cache
         self._prefix = np.asarray(template.prefix.ids, dtype=np.int32)
         self._separator = np.asarray(template.separator.ids, dtype=np.int32)
         self._unknown_id = find_unknown_id(tokenizer)
 
     @classmethod
-    def from_file(cls, path: str | Path, template: PairTemplate, truncation: Truncation) -> PairTokenizer:
+    def from_file(
+        cls, path: str | Path, template: PairTemplate, truncation: Truncation, *, cache: TokenCache | None = None
+    ) -> PairTokenizer:
         """Load a ``tokenizer.json``.
 
         Raises:
             ManifestError: The file is not a tokenizer that this version of ``tokenizers`` reads.
         """
-        return cls(load_tokenizer(path), template, truncation)
+        return cls(load_tokenizer(path), template, truncation, cache=cache)
 
     def encode(self, query: str, passages: Sequence[str], *, max_passage_tokens: int | None = None) -> EncodedPairs:
         """Encode one query against many passages.
@@ -129,7 +135,7 @@ class PairTokenizer:
         for i, passage in enumerate(passages):
             _check_text(passage, f"passage {i}")
         query_ids = self._tokenize(queries)
-        passage_ids = self._tokenize(passages)
+        passage_ids = self._tokenize_passages(passages)
 
         kept_queries = [self._cut(ids, self.truncation.query_max_length) for ids in query_ids]
         heads = tuple(np.concatenate([self._prefix, ids, self._separator]) for ids in kept_queries)
@@ -163,6 +169,18 @@ class PairTokenizer:
         ends = np.cumsum([len(ids) for ids in texts])
         owners = np.searchsorted(ends, places, side="right")
         return np.bincount(owners, minlength=len(texts)).astype(np.int32)
+
+    def _tokenize_passages(self, passages: Sequence[str]) -> list[Ids]:
+        """Ids of each passage, and no more than one beyond what the model can read: each text is tokenized once."""
+        texts = list(dict.fromkeys(passages))
+        known = {} if self.cache is None else self.cache.find(texts)
+        missing = [text for text in texts if text not in known]
+        beyond = self.truncation.max_length + 1
+        fresh = {text: self._cut(ids, beyond) for text, ids in zip(missing, self._tokenize(missing), strict=True)}
+        if self.cache is not None:
+            self.cache.add(fresh)
+        known |= fresh
+        return [known[text] for text in passages]
 
     def _tokenize(self, texts: Sequence[str]) -> list[Ids]:
         # The fast form leaves out character offsets, which nothing here reads.

@@ -13,6 +13,7 @@ from crossforge.runtime.profiling.measure import WARM_UP_TOKENS, measure_cells
 from crossforge.runtime.profiling.report import LatencyRow, Skipped
 from crossforge.runtime.profiling.workload import Call, Cell
 from support.builders import fake_reranker, make_manifest, make_scoring
+from support.families import different_passages
 from support.slow_sessions import FakeClock, SlowSession, slow_contender
 
 TWO = (Precision.FP32, Precision.INT8)
@@ -20,7 +21,7 @@ TWO = (Precision.FP32, Precision.INT8)
 
 def make_cell(candidates: int, words: int = 5, calls: int = 1) -> Cell:
     length = words + 4  # [CLS] where [SEP] ... [SEP]
-    call = Call(query="where", passages=(" ".join(["city"] * words),) * candidates, lengths=(length,) * candidates)
+    call = Call(query="where", passages=tuple(different_passages(candidates, words=words)), lengths=(length,) * candidates)
     return Cell(candidates=candidates, sequence_length=length, calls=(call,) * calls)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -314,6 +315,28 @@ def test_what_is_no_request_is_the_clients_fault(service: RunningService, path: 
 
     assert answer.status_code in (400, 422)
     assert answer.json()
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (lambda name: {name: [1] * 100_000}, 413),
+        (lambda name: {name: [1] * 1_000}, (400, 422)),
+        (lambda name: {name: [{str(i): i for i in range(1_000)}]}, (400, 422)),
+        (lambda _: {str(i): i for i in range(1_000)}, (400, 422)),
+    ],
+    ids=["many wrong items", "a thousand", "an item of many fields", "many fields"],
+)
+def test_a_body_full_of_faults_costs_little_and_is_told_in_short(
+    service: RunningService, path: str, change: Callable[[str], dict[str, Any]], status: int | tuple[int, ...]
+) -> None:
+    body = EVERY_PATH[path]
+    name = next(name for name, value in body.items() if isinstance(value, list))
+    answer = service.post(path, {**body, **change(name)})
+
+    assert answer.status_code in (status if isinstance(status, tuple) else (status,))
+    assert len(answer.content) < 2_000
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)

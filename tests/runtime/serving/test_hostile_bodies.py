@@ -175,21 +175,21 @@ def test_the_last_of_two_keys_counts(served: RunningService, path: Path) -> None
         pytest.param(b'{"text":0},' * (MANY // 2) + b"0", id="objects"),
     ],
 )
-def test_many_wrong_items_are_refused_at_the_first(served: RunningService, path: Path, raw: bytes) -> None:
+def test_many_wrong_items_are_counted_and_not_listed(served: RunningService, path: Path, raw: bytes) -> None:
     """Listing what is wrong with each of three million took half a minute and gigabytes."""
     body = json.dumps(path.with_texts([])).encode()
     status, error = send(served, path, body.replace(b"[]", b"[" + raw + b"]"))
 
-    assert status in (400, 422)
+    assert status == 413
     assert len(json.dumps(error)) < 2_000
 
 
-def test_a_hundred_thousand_unknown_fields_are_counted_and_not_listed(served: RunningService) -> None:
+def test_a_hundred_thousand_unknown_fields_are_not_listed(served: RunningService) -> None:
     path = PATHS[-1]
     status, error = send(served, path, json.dumps({**path.body, **{str(i): 0 for i in range(100_000)}}).encode())
 
     assert status == 422
-    assert error["message"] == "the body is wrong in 100,000 places"
+    assert len(error["message"]) < 200
 
 
 @pytest.mark.parametrize(

@@ -161,9 +161,7 @@ def test_without_micro_batching_a_death_is_its_own_requests_alone(death: BaseExc
 
 
 @pytest.mark.parametrize("micro_batching", [True, False])
-def test_a_tokenizer_that_panics_fails_its_request_at_once(
-    micro_batching: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tokenizer_that_panics_fails_its_request_at_once(micro_batching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A panic of Rust code is no Exception to Python; nobody may wait for its request until the deadline."""
 
     def panic(*_: object, **__: object) -> None:

@@ -66,6 +66,7 @@ def test_a_key_shows_neither_in_settings_nor_in_logs(locked: RunningService, cap
     with caplog.at_level(logging.DEBUG):
         locked.post("/rerank", BODY, headers={"x-api-key": KEYS[0]})
         locked.post("/rerank", BODY, headers={"x-api-key": "a-wrong-key"})
+        locked.get("/ready")  # a request is logged behind its answer, and before the next one
     logged = "\n".join(JsonFormatter().format(record) for record in caplog.records)
 
     assert "no valid API key" in logged
@@ -151,6 +152,7 @@ def test_a_request_is_logged_as_one_json_line_without_its_texts(
 ) -> None:
     with caplog.at_level(logging.INFO):
         service.post("/rerank", {"query": "secret query", "texts": ["secret text"]}, headers={"x-request-id": "r1"})
+        service.get("/ready")
     lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records if record.name == "crossforge.serving"]
 
     (line,) = [line for line in lines if line.get("request_id") == "r1"]

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-import numpy as np
-
 from crossforge.profiles import Activation, CrossforgeError, EngineError, InputError
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import plan_batches
@@ -217,11 +215,11 @@ class MicroBatcher:
             pairs = encode()
             if len(pairs):  # a pair that no engine takes is its caller's error, and never reaches a worker
                 plan_batches([int(pairs.lengths.max())], budget_tokens=1, profiles=self.reranker.profiles)
-            logits = np.empty((len(pairs), len(self.reranker.manifest.scoring.labels)), dtype=np.float32)
+            labels = len(self.reranker.manifest.scoring.labels)
             request = Request(
-                pairs=pairs,
+                asked=pairs,
+                labels=labels,
                 future=future,
-                logits=logits,
                 expires_at=expires_at,
                 submitted_at=submitted_at,
                 encoding_at=encoding_at,

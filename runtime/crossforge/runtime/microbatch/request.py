@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from crossforge.profiles import CostModel, OptimizationProfile
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import plan_batches
+from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.microbatch.fair_queue import Slice
 from crossforge.runtime.reranker import ScoredPairs
 from crossforge.runtime.timing import RequestTimes
@@ -22,10 +23,10 @@ from crossforge.runtime.tokenization import EncodedPairs
 class Request:
     """One request that was taken. Fields change under the batcher's lock alone."""
 
-    pairs: EncodedPairs
+    asked: EncodedPairs
+    labels: int
+    """Columns that the model answers with."""
     future: Future[ScoredPairs]
-    logits: Floats
-    """float32 [n, labels], filled batch by batch."""
     expires_at: float | None
     """On the batcher's clock, in seconds, as all times here."""
     submitted_at: float = 0.0
@@ -33,6 +34,10 @@ class Request:
     encoded_at: float = 0.0
     started_at: float | None = None
     """When its first batch began."""
+    pairs: EncodedPairs = field(init=False)
+    """Those that differ: what is computed."""
+    logits: Floats = field(init=False)
+    """float32 [len(pairs), labels], filled batch by batch."""
     pending_pairs: int = field(init=False)
     pending_tokens: int = field(init=False)
     batches: int = 0
@@ -41,6 +46,9 @@ class Request:
     """Answered, failed or cancelled: what is left of it need not be computed."""
 
     def __post_init__(self) -> None:
+        distinct = find_distinct(self.asked)
+        self.pairs, self._position = distinct.pairs, distinct.position
+        self.logits = np.empty((len(self.pairs), self.labels), dtype=np.float32)
         self.pending_pairs = len(self.pairs)
         self.pending_tokens = int(self.pairs.lengths.sum())
 
@@ -67,15 +75,15 @@ class Request:
 
     def result(self, now: float) -> ScoredPairs:
         """The answer, once no pair is pending."""
-        pairs = self.pairs
+        asked = self.asked
         return ScoredPairs(
-            logits=self.logits,
-            truncated=pairs.truncated,
-            query_truncated=pairs.query_truncated,
-            unknown_tokens=pairs.unknown_tokens,
-            token_counts=pairs.lengths,
+            logits=self.logits[self._position],
+            truncated=asked.truncated,
+            query_truncated=asked.query_truncated,
+            unknown_tokens=asked.unknown_tokens,
+            token_counts=asked.lengths,
             batches=self.batches,
-            padding_waste=1.0 - float(pairs.lengths.sum()) / self.padded_tokens if self.padded_tokens else 0.0,
+            padding_waste=1.0 - float(self.pairs.lengths.sum()) / self.padded_tokens if self.padded_tokens else 0.0,
             times=self.times(now),
         )
 

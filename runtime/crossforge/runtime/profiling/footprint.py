@@ -18,7 +18,8 @@ def main() -> None:
     bundle, profile = sys.argv[1:]
     with Reranker.load(bundle, deployment=DeploymentProfile.from_toml(profile)) as reranker:
         rows = max(1, reranker.budget_tokens // reranker.manifest.truncation.max_length)
-        reranker.score_pairs([(QUERY, long_passage(reranker.tokenizer))] * (rows * reranker.workers * 2))
+        passage = long_passage(reranker.tokenizer)  # its end is cut off: pairs differ by their beginnings
+        reranker.score_pairs([(QUERY, f"{i} {passage}") for i in range(rows * reranker.workers * 2)])
     sys.stdout.write(f"{read_memory().peak_bytes}\n")
 
 

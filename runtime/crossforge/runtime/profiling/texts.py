@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 
 from crossforge.profiles import InputError
 
+_STRIDE = 11
+"""Words between the beginnings of two texts. Prime to the number of words: each word begins one before any begins two."""
+
 CountTokens = Callable[[Sequence[str]], list[int]]
 """Tokens of each text."""
 
@@ -25,12 +28,12 @@ catalogue entries; a question such as "which storms damaged the harbour between 
 them, most of which mention a storm, or a harbour, but not both. Reading them all takes a librarian an afternoon.
 """
 _FILLERS = ("the", "a", "of", "and", "is", "city", "word", "x", "1", "?", "。")
-_DISTINCT = 16
-"""Different texts of a length; more candidates than that repeat them."""
 
 
 def compose_texts(count_tokens: CountTokens, tokens: int, number: int) -> tuple[str, ...]:
-    """Make texts of one length.
+    """Make texts of one length, each another: equal passages would be computed once.
+
+    Texts of a handful of tokens repeat when more are asked for than there are ways to begin.
 
     Args:
         count_tokens: The tokenizer's count, special tokens left out.
@@ -41,12 +44,12 @@ def compose_texts(count_tokens: CountTokens, tokens: int, number: int) -> tuple[
         InputError: The tokenizer has no word that is one token wherever it stands.
     """
     prose = _PROSE.split()
-    distinct = []
-    for i in range(min(number, _DISTINCT)):
-        start = len(prose) // _DISTINCT * i
-        words = [prose[(start + k) % len(prose)] for k in range(tokens)]  # a word is a token at least
-        distinct.append(_compose(count_tokens, words, tokens))
-    return tuple(distinct[i % len(distinct)] for i in range(number))
+    texts = []
+    for i in range(number):
+        lap = i // len(prose)
+        words = [prose[(i * _STRIDE + k) % len(prose)] for k in range(tokens)]  # a word is a token at least
+        texts.append(_compose(count_tokens, [str(lap), *words] if lap else words, tokens))
+    return tuple(texts)
 
 
 def _compose(count_tokens: CountTokens, words: Sequence[str], tokens: int) -> str:

@@ -13,10 +13,9 @@ from crossforge.runtime.serving import health, openapi
 from crossforge.runtime.serving.auth import ApiKeys
 from crossforge.runtime.serving.dialects import ROUTERS
 from crossforge.runtime.serving.errors import Kind, Problem, ProblemError
-from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.gate import Gate
 from crossforge.runtime.serving.limits import BodyLimit
-from crossforge.runtime.serving.logs import LOG, RequestLog
+from crossforge.runtime.serving.logs import CLIENT_CLOSED, LOG, RequestLog
 from crossforge.runtime.serving.metrics import Metrics
 from crossforge.runtime.serving.models import ServedModel
 from crossforge.runtime.serving.replies import problem_response
@@ -81,9 +80,8 @@ async def _tell_problem(request: Request, error: Exception) -> Response:
     return problem_response(error.problem, request.scope)
 
 
-async def _tell_nobody(request: Request, _: Exception) -> Response:
-    facts_of(request.scope).abandoned = True
-    return Response(status_code=499)
+async def _tell_nobody(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED)
 
 
 async def _tell_http(request: Request, error: Exception) -> Response:

@@ -1,50 +1,35 @@
 """Bodies to request models, and a message that says where they are wrong.
 
 Parsing runs on the event loop: pydantic holds the interpreter's lock while it parses, so a thread would gain nothing. What
-bounds it is ``max_body_bytes``.
+bounds it is ``max_body_bytes``, and a look at the sizes before a model sees them: pydantic tells every fault that it finds,
+and a body of a few megabytes has room for a million of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, FailFast, ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from crossforge.runtime.serving.errors import Dialect, Kind, ProblemError
 from crossforge.runtime.serving.facts import facts_of
+from crossforge.runtime.serving.service import service_of
 
 Model = TypeVar("Model", bound=BaseModel)
+_MOST_FIELDS = 64
 _MOST_FAULTS = 5
-"""Told to the client."""
-_MANY_FAULTS = 100
-"""Not even looked at."""
-
-Items = TypeVar("Items")
-
-
-class _FailFast(FailFast):
-    """pydantic's, which cannot stand in a union because it has no hash."""
-
-    __hash__ = object.__hash__
-
-
-FirstFault = Annotated[Items, _FailFast()]
-"""A list that is refused at its first wrong item: a body has room for millions, and each fault costs memory."""
 
 
 async def read_body(request: Request, model: type[Model]) -> Model:
     """Parse a body as a request model.
 
     Raises:
-        ProblemError: Not said to be JSON, not JSON, or not such a request.
+        ProblemError: Not said to be JSON, not JSON, not such a request, or too much of one.
     """
-    _check_media(request)
-    try:
-        return model.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise _problem(error) from None
+    return _validate(model, await _parse(request))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,41 +45,49 @@ class Shape(Generic[Model]):
 
 async def read_shape(request: Request, *shapes: Shape[Model]) -> Model:
     """Parse a body as the first shape whose telling field it has, or as the first of all; see :func:`read_body`."""
-    _check_media(request)
-    raw, facts = await request.body(), facts_of(request.scope)
-    problem: ProblemError | None = None
-    for shape in shapes:
-        facts.dialect = shape.dialect
-        # Not parsed into objects first, to look for the field: eight megabytes of empty lists would take a second.
-        try:
-            return shape.model.model_validate_json(raw)
-        except ValidationError as error:
-            if not _lacks(error, shape.field):
-                raise _problem(error) from None
-            problem = problem or _problem(error)
-    facts.dialect = shapes[0].dialect
-    raise problem or ProblemError(Kind.INTERNAL, "this path takes no body")
+    parsed = await _parse(request)
+    fields = parsed if isinstance(parsed, dict) else {}
+    shape = next((shape for shape in shapes if shape.field in fields), shapes[0])
+    facts_of(request.scope).dialect = shape.dialect
+    return _validate(shape.model, parsed)
 
 
-def _check_media(request: Request) -> None:
+async def _parse(request: Request) -> object:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json" and not media.endswith("+json"):
         raise ProblemError(Kind.MEDIA, f"the content type is {media[:50] or 'missing'}; allowed: application/json")
+    try:
+        parsed: object = from_json(await request.body())
+    except ValueError as error:
+        raise ProblemError(Kind.BODY, f"the body is not JSON: {error}") from None
+    if isinstance(parsed, dict):
+        _check_fields(parsed)
+        for value in parsed.values():
+            if isinstance(value, dict):
+                _check_fields(value)
+            elif isinstance(value, list):
+                _check_count(len(value), service_of(request).settings.max_passages)
+                for item in value:
+                    if isinstance(item, dict):
+                        _check_fields(item)
+    return parsed
 
 
-def _lacks(fault: ValidationError, field: str) -> bool:
-    return fault.error_count() <= _MANY_FAULTS and any(
-        error["type"] == "missing" and error["loc"] == (field,) for error in fault.errors(include_input=False)
-    )
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        raise ProblemError(Kind.TOO_LARGE, f"too many passages; got {count:,}; allowed: up to {most:,} a request")
 
 
-def _problem(fault: ValidationError) -> ProblemError:
-    count = fault.error_count()
-    if count > _MANY_FAULTS:  # to list a million takes seconds and a gigabyte
-        return ProblemError(Kind.SCHEMA, f"the body is wrong in {count:,} places")
-    errors = fault.errors(include_url=False, include_input=False, include_context=False)
-    if errors[0]["type"] == "json_invalid":
-        return ProblemError(Kind.BODY, f"the body is not JSON: {errors[0]['msg'].removeprefix('Invalid JSON: ')}")
-    told = [f"{'.'.join(map(str, error['loc'])) or 'body'}: {error['msg']}"[:200] for error in errors[:_MOST_FAULTS]]
-    more = count - len(told)
-    return ProblemError(Kind.SCHEMA, "; ".join(told) + (f"; and {more} more" if more else ""))
+def _check_fields(value: dict[str, object]) -> None:
+    if len(value) > _MOST_FIELDS:
+        raise ProblemError(Kind.SCHEMA, f"an object has too many fields; got {len(value):,}; allowed: up to {_MOST_FIELDS}")
+
+
+def _validate(model: type[Model], parsed: object) -> Model:
+    try:
+        return model.model_validate(parsed)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [f"{'.'.join(map(str, fault['loc']))[:100] or 'body'}: {fault['msg'][:200]}" for fault in faults[:_MOST_FAULTS]]
+    more = len(faults) - len(told)
+    raise ProblemError(Kind.SCHEMA, "; ".join(told) + (f"; and {more:,} more" if more else ""))

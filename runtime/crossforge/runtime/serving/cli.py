@@ -28,7 +28,7 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="API keys, one a line.", show_default="open to everybody")
     ] = None,
-    max_body_mb: Annotated[float, typer.Option(help="Largest body of a request, in MB.")] = 8.0,
+    max_body_mb: Annotated[float, typer.Option(help="Largest body of a request, in MB.")] = 4.0,
     max_passages: Annotated[int, typer.Option(help="Most passages of a request.")] = 1_000,
     max_text_chars: Annotated[int, typer.Option(help="Most characters of a query or passage.")] = 100_000,
     max_queue_tokens: Annotated[int, typer.Option(help="Most tokens that wait for a model; beyond that, 429.")] = 262_144,

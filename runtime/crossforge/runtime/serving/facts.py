@@ -43,8 +43,6 @@ class RequestFacts:
     tokens: int = 0
     truncated: int = 0
     times: RequestTimes | None = None
-    abandoned: bool = False
-    """The client went away before it was answered."""
 
 
 def begin(scope: MutableMapping[str, Any]) -> RequestFacts:

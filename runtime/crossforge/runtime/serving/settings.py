@@ -32,7 +32,7 @@ class ServiceSettings:
     """0 takes any free one."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """Any of them opens the service; none leaves it open to everybody."""
-    max_body_bytes: int = 8 * 1024 * 1024
+    max_body_bytes: int = 4_000_000
     max_passages: int = 1_000
     """Passages of one request."""
     max_text_chars: int = 100_000

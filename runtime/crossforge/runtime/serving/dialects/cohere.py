@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from crossforge.runtime.serving.body import FirstFault, read_body
+from crossforge.runtime.serving.body import read_body
 from crossforge.runtime.serving.dialects.documents import Document, RankedDocument, rank_documents, texts_of
 from crossforge.runtime.serving.errors import Kind, ProblemError
 from crossforge.runtime.serving.facts import facts_of
@@ -32,9 +32,9 @@ class CohereRerankRequest(BaseModel):
 
     model: str | None = None
     query: str
-    documents: FirstFault[list[str | Document]]
+    documents: list[str | Document]
     top_n: AtLeastOne | None = None
-    rank_fields: FirstFault[list[str]] | None = None
+    rank_fields: list[str] | None = None
     return_documents: bool | None = None
     max_chunks_per_doc: AtLeastOne | None = None
 
@@ -46,7 +46,7 @@ class CohereV2RerankRequest(BaseModel):
 
     model: str
     query: str
-    documents: FirstFault[list[str | Document]]
+    documents: list[str | Document]
     top_n: AtLeastOne | None = None
     max_tokens_per_doc: AtLeastOne | None = None
     return_documents: bool | None = None

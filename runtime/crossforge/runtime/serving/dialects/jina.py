@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from crossforge.runtime.serving.body import FirstFault, read_body
+from crossforge.runtime.serving.body import read_body
 from crossforge.runtime.serving.dialects.documents import Document, RankedDocument, rank_documents, texts_of
 from crossforge.runtime.serving.errors import Kind, ProblemError
 from crossforge.runtime.serving.openapi import takes
@@ -27,7 +27,7 @@ class JinaRerankRequest(BaseModel):
 
     model: str | None = None
     query: str | Document
-    documents: FirstFault[list[str | Document]]
+    documents: list[str | Document]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None
     truncation: bool | None = None

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from crossforge.runtime.serving.body import FirstFault, read_body
+from crossforge.runtime.serving.body import read_body
 from crossforge.runtime.serving.errors import Kind, ProblemError
 from crossforge.runtime.serving.openapi import takes
 from crossforge.runtime.serving.service import service_of
@@ -31,7 +31,7 @@ class NimRankingRequest(BaseModel):
 
     model: str | None = None
     query: NimText
-    passages: FirstFault[list[NimText]]
+    passages: list[NimText]
     truncate: Literal["NONE", "END"] = "NONE"
 
 

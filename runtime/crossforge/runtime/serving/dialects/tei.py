@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from crossforge.profiles import ExecutionProvider
-from crossforge.runtime.serving.body import FirstFault, Shape, read_shape
+from crossforge.runtime.serving.body import Shape, read_shape
 from crossforge.runtime.serving.dialects import vllm
 from crossforge.runtime.serving.errors import Dialect, Kind, ProblemError
 from crossforge.runtime.serving.openapi import takes
@@ -28,7 +28,7 @@ class TeiRerankRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     query: str
-    texts: FirstFault[list[str]]
+    texts: list[str]
     truncate: bool | None = False
     truncation_direction: Literal["right", "left", "Right", "Left"] = "right"
     raw_scores: bool = False

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from crossforge.runtime.serving.body import FirstFault, read_body
+from crossforge.runtime.serving.body import read_body
 from crossforge.runtime.serving.errors import Kind, ProblemError
 from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.openapi import takes
@@ -39,15 +39,15 @@ class _Options(BaseModel):
 class VllmScoreRequest(_Options):
     """What vLLM's ``/score`` takes: one text or several on either side, by any of the names that vLLM knows."""
 
-    text_1: str | FirstFault[list[str]] = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
-    text_2: str | FirstFault[list[str]] = Field(validation_alias=AliasChoices("text_2", "documents", "items", "data_2"))
+    text_1: str | list[str] = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
+    text_2: str | list[str] = Field(validation_alias=AliasChoices("text_2", "documents", "items", "data_2"))
 
 
 class VllmRerankRequest(_Options):
     """What vLLM's ``/rerank`` takes."""
 
     query: str
-    documents: FirstFault[list[str]]
+    documents: list[str]
     top_n: Annotated[int, Field(ge=0)] = 0
     """0 is all."""
 
