@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossforge.profiles import CostModel, InputError, Truncation, TruncationSide, TruncationWarning
-from crossforge.runtime import FakeSession, Reranker, ScoredPairs
+from crossforge.runtime import EncodedPairs, FakeSession, Reranker, ScoredPairs
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
 from support.builders import fake_reranker, make_manifest, make_profile, write_bundle
@@ -279,3 +280,49 @@ def test_an_answered_request_is_freed_without_the_garbage_collector() -> None:
             assert released() is None
         finally:
             gc.enable()
+
+
+def wait_until_queued(batcher: MicroBatcher, requests: int) -> None:
+    give_up = time.monotonic() + WAIT_S
+    while batcher.stats().pending_requests < requests:
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+
+
+def test_a_request_tells_where_its_time_went() -> None:
+    session = GatedSession()
+    now = [10.0]
+    with fake_reranker(session) as reranker, MicroBatcher(reranker, clock=lambda: now[0]) as batcher:
+
+        def encode() -> EncodedPairs:
+            now[0] += 2.0
+            return reranker.tokenizer.encode(QUERY, PASSAGES)
+
+        held = batcher.submit(QUERY, ["held"])
+        session.wait_for_a_batch()
+        future = batcher.schedule_encoding(encode, count=len(PASSAGES))
+        wait_until_queued(batcher, 2)
+        now[0] += 3.0
+        session.let_through(1)
+        held.result(WAIT_S)
+        session.wait_for_a_batch()
+        now[0] += 5.0
+        session.let_through()
+        times = future.result(WAIT_S).times
+
+    assert times is not None
+    assert (times.tokenize_s, times.queue_s, times.compute_s) == (2.0, 3.0, 5.0)
+
+
+def test_an_encoder_that_refuses_ends_its_request_alone() -> None:
+    with fake_reranker() as reranker, MicroBatcher(reranker) as batcher:
+
+        def refuse() -> EncodedPairs:
+            raise KeyError("refused")
+
+        refused = batcher.schedule_encoding(refuse, count=3)
+        well = batcher.schedule_encoding(lambda: reranker.tokenizer.encode(QUERY, PASSAGES), count=len(PASSAGES))
+
+        assert isinstance(refused.exception(WAIT_S), KeyError)
+        np.testing.assert_array_equal(reranker.relevance(well.result(WAIT_S).logits), reranker.score(QUERY, PASSAGES))
+        assert batcher.stats().pending_tokens == 0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossforge.profiles import Truncation, TruncationSide
+from crossforge.profiles import InputError, Truncation, TruncationSide
 from crossforge.runtime.tokenization import PairTokenizer
 from support.families import FAMILIES, TEMPLATES, make_tokenizer
 from support.strategies import no_deadline, words
@@ -94,3 +94,24 @@ def test_each_pair_is_told_who_was_cut() -> None:
     assert pairs.truncated.tolist() == [False, True, True, True, False]
     assert pairs.query_truncated.tolist() == [False, False, True, True, False]
     assert pairs.lengths.tolist() == [7, 9, 7, 9, 5]
+
+
+@given(passage=words, most=st.integers(min_value=1, max_value=40), room=st.integers(min_value=1, max_value=20), side=sides)
+@no_deadline
+def test_a_passage_may_be_cut_shorter_than_the_model_reads_but_not_longer(
+    passage: str, most: int, room: int, side: TruncationSide
+) -> None:
+    truncation = make_truncation("bert", 1, room, side)
+    tokenizer = PairTokenizer(make_tokenizer(), TEMPLATES["bert"], truncation)
+    ids = make_tokenizer().encode(passage, add_special_tokens=False).ids
+
+    pairs = tokenizer.encode("the", [passage], max_passage_tokens=most)
+
+    assert pairs.passages[0].tolist() == keep(ids, min(most, room), side)
+    assert pairs.truncated[0] == (len(ids) > min(most, room))
+
+
+def test_a_passage_of_no_tokens_is_not_asked_for() -> None:
+    tokenizer = PairTokenizer(make_tokenizer(), TEMPLATES["bert"], make_truncation("bert", 1, 5, TruncationSide.RIGHT))
+    with pytest.raises(InputError, match="max_passage_tokens"):
+        tokenizer.encode("the", ["city"], max_passage_tokens=0)

@@ -75,6 +75,13 @@ def test_a_key_shows_neither_in_settings_nor_in_logs(locked: RunningService, cap
         assert secret not in repr(locked.server.config.app.state.service.settings)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_probes_may_ask_for_the_head_alone(service: RunningService, path: str) -> None:
+    answer = service.client.head(path)
+
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_health_is_cheap_while_batches_complete_and_a_forward_pass_when_none_did() -> None:
     session = FakeSession()
     with fake_service(session) as service:

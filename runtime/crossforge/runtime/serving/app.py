@@ -22,6 +22,8 @@ from crossforge.runtime.serving.replies import problem_response
 from crossforge.runtime.serving.service import ClientGoneError, Service
 from crossforge.runtime.serving.settings import ServiceSettings
 
+_CLOSE_S = 3.0
+"""For a model's workers to end: by now nobody waits for their answers."""
 _KIND_OF_STATUS = {404: Kind.NOT_FOUND, 405: Kind.METHOD}
 
 
@@ -54,7 +56,7 @@ def create_app(
         finally:
             service.draining = True
             for model in owned:
-                await asyncio.to_thread(model.close, timeout_s=settings.drain_timeout_s)
+                await asyncio.to_thread(model.close, timeout_s=_CLOSE_S)
             service.ready = False
             LOG.info("stopped")
 

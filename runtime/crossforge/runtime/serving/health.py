@@ -22,6 +22,7 @@ PROBE_TIMEOUT_S = 5.0
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", responses={503: {"description": "A model does not answer."}})
 async def health(request: Request) -> Response:
     """200 if every model answers: it computed a batch lately, or computes one now, within five seconds."""
@@ -32,6 +33,7 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses={503: {"description": "Starting, or stopping."}})
 async def ready(request: Request) -> Response:
     """200 from the end of the warm-up until the service is told to stop."""

@@ -15,6 +15,8 @@ from crossforge.runtime.serving.service import Service
 from crossforge.runtime.serving.settings import ServiceSettings
 
 _MOST_HEADER_BYTES = 64 * 1024
+_LAST_S = 3
+"""For connections to close, once requests have ended or were given up."""
 
 
 def make_server(app: FastAPI, settings: ServiceSettings) -> Server:
@@ -33,7 +35,7 @@ def make_server(app: FastAPI, settings: ServiceSettings) -> Server:
         proxy_headers=False,
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
         timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        timeout_graceful_shutdown=_LAST_S,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
