@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 
 
 @dataclass
@@ -52,8 +52,8 @@ class Client:
     def encode(self, path: str, body: object) -> bytes:
         """A request as bytes."""
         raw = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
-        return head.encode() + raw
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        return f"{head}content-length: {len(raw)}\r\n\r\n".encode() + raw
 
     async def ask(self, request: bytes, load: Load, due: float) -> None:
         """Send one request and note its answer; latency counts from when it was due."""

@@ -8,7 +8,8 @@ Every server runs the embedded model in float32, in a process of its own, on the
 how much of them it took. In each round every server gets the same requests, 32 at a time, while the others are stopped with
 SIGSTOP. The peer is infinity where ``--peer`` says where it is, else FastAPI around sentence-transformers (plain_app.py):
 
-    python -m venv .venv-infinity && .venv-infinity/bin/pip install torch && .venv-infinity/bin/pip install "infinity-emb[torch,server]"
+    python -m venv .venv-infinity
+    .venv-infinity/bin/pip install torch && .venv-infinity/bin/pip install "infinity-emb[torch,server]"
 
 "no micro-batching" is ``crossforge serve --no-micro-batching``: each request is computed by itself, on all cores, one after
 another.
@@ -41,7 +42,8 @@ from http_load import Load, closed_loop, open_loop
 
 from crossforge.runtime.machine import inspect_machine
 
-PAIRS_A_TURN = 1_280
+PLAIN = ("--precision", "fp32", "--timeout", "600")
+"""The model that the peers run; and time enough, as they have no limit."""
 OVERLOAD_QUEUE_TOKENS = 32_768
 START_S = 180
 
@@ -66,9 +68,7 @@ class Server:
 @contextmanager
 def crossforge_server(name: str, *options: str, bundle: Path | None = None) -> Iterator[Server]:
     command = [sys.executable, "-c", "from crossforge.export.cli import main; main()", "serve", str(bundle or demo_bundle())]
-    with started(
-        name, lambda port: [*command, "--precision", "fp32", "--port", str(port), *options], "/rerank", "texts"
-    ) as server:
+    with started(name, lambda port: [*command, *PLAIN, "--port", str(port), *options], "/rerank", "texts") as server:
         yield server
 
 
@@ -150,7 +150,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
             run(server, draw_requests(16, 5), 4)  # warm-up
             os.kill(server.pid, signal.SIGSTOP)
         workloads = {
-            passages: draw_requests(max(2 * arguments.concurrency, PAIRS_A_TURN // passages), passages)
+            passages: draw_requests(max(arguments.concurrency, arguments.pairs // passages), passages)
             for passages in map(int, arguments.passages.split(","))
         }
         loads: dict[tuple[int, str], list[Load]] = {}
@@ -267,12 +267,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--passages", default="20,5,1", help="of each request")
     parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=1_280, help="of each server's turn, about")
     parser.add_argument("--overload", action="store_true")
     parser.add_argument("--seconds", type=float, default=60.0, help="of overload")
     parser.add_argument("--soak", action="store_true")
     parser.add_argument("--requests", type=int, default=10_000, help="of the soak")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench-serving.json")
     arguments = parser.parse_args()
+    # Whoever stops the benchmark stops its servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     result = overload(arguments) if arguments.overload else soak(arguments) if arguments.soak else compare(arguments)
     machine = inspect_machine()
     result = {"cpu": machine.cpu, "cores": machine.usable_cores, **result}
