@@ -187,3 +187,20 @@ def test_the_process_answers_what_is_half_sent_when_it_is_told_to_stop_and_frees
     assert process.returncode == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/ready")
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
+def test_a_missing_package_answers_with_its_install_line(tmp_path: Path, package: str) -> None:
+    paths = os.pathsep.join(str(ROOT / name) for name in ("export", "runtime", "profiles"))
+    code = f"import sys; sys.modules['{package}'] = None; from crossforge.export.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 3
+    assert f"needs the package {package}" in done.stderr
+    assert 'pip install "crossforge[serve]"' in done.stderr
