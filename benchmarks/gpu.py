@@ -15,19 +15,28 @@ from pathlib import Path
 
 import numpy as np
 
-from crossforge.profiles import CrossforgeError, Precision
+from crossforge.profiles import CrossforgeError, DeploymentProfile, ExecutionProvider, GpuOptions, Precision
 from crossforge.runtime import Reranker
 from crossforge.runtime.machine import inspect_machine
+from crossforge.runtime.sessions.tensorrt.graphs import CAPTURE_AFTER
 
 Batch = dict[str, np.ndarray]
 Run = Callable[[Batch], np.ndarray]
 """Takes inputs in the host's memory and gives logits there: what a service waits for."""
+TENSORRT, CUDA = ExecutionProvider.TENSORRT, ExecutionProvider.CUDA
 CONTENDERS = (
-    ("tensorrt", Precision.FP16),
-    ("tensorrt", Precision.INT8_QDQ),
-    ("cuda", Precision.FP16),
-    ("cuda", Precision.FP32),
+    (TENSORRT, Precision.FP16, GpuOptions()),
+    (TENSORRT, Precision.FP16, GpuOptions(cuda_graphs=True)),
+    (TENSORRT, Precision.INT8_QDQ, GpuOptions()),
+    (CUDA, Precision.FP16, GpuOptions()),
+    (CUDA, Precision.FP16, GpuOptions(io_binding=True)),
+    (CUDA, Precision.FP16_CUDA, GpuOptions()),
+    (CUDA, Precision.FP16_CUDA, GpuOptions(io_binding=True)),
+    (CUDA, Precision.FP32, GpuOptions()),
 )
+"""Each switch beside the same without it, so that one run says whether it pays."""
+WARM_UP = CAPTURE_AFTER + 2
+"""Runs of a shape before it is timed: after them a CUDA graph is recorded and replayed."""
 
 COLUMNS = ("batch x length", "contender", "p50 ms", "p99 ms", "pairs/s", "largest logit diff.")
 
@@ -69,13 +78,17 @@ def main() -> None:
 
 
 def contenders(bundle: Path, checkpoint: Path | None, lines: list[str]) -> Iterator[tuple[str, Run]]:
-    for provider, precision in CONTENDERS:
+    for provider, precision, gpu in CONTENDERS:
+        switches = gpu.describe(provider)
+        name = f"{provider} {precision}" + (f", {switches}" if switches else "")
         try:
-            reranker = Reranker.load(bundle, provider=provider, precision=precision, strict=True)
+            reranker = Reranker.load(
+                bundle, provider=provider, precision=precision, strict=True, deployment=DeploymentProfile(gpu=gpu)
+            )
         except CrossforgeError as error:
-            lines.append(f"left out: {provider} {precision}: {error}")
+            lines.append(f"left out: {name}: {error}")
             continue
-        yield f"crossforge {provider} {precision}", reranker.session.run
+        yield f"crossforge {name}", reranker.session.run
     if checkpoint is not None:
         with suppress(ImportError):
             yield "torch fp16, SDPA", torch_run(checkpoint)
@@ -100,7 +113,7 @@ def torch_run(checkpoint: Path) -> Run:
 def measure(runs: dict[str, Run], batch: Batch, rounds: int) -> Iterator[tuple[str, list[float], np.ndarray]]:
     """Contenders in turns, after a warm-up. Every run ends with its logits in the host's memory, so the device is done."""
     milliseconds: dict[str, list[float]] = {name: [] for name in runs}
-    logits = {name: run(batch) for name, run in runs.items()}
+    logits = {name: [run(batch) for _ in range(WARM_UP)][-1] for name, run in runs.items()}
     for _ in range(rounds):
         for name, run in runs.items():
             start = time.perf_counter_ns()

@@ -1,6 +1,6 @@
-"""Store an engine in copies of a bundle, killed each at a later change to the file system, until one lives to its end.
+"""Store an engine in copies of a bundle, or prune them, killed each at a later change, until one lives to its end.
 
-Usage: python kill_builds.py BUNDLE FOLDER. The copies are FOLDER/000, FOLDER/001 and so on.
+Usage: python kill_builds.py store|prune BUNDLE FOLDER. The copies are FOLDER/000, FOLDER/001 and so on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from crossforge.export.tensorrt.compiler import CompiledEngine
-from crossforge.export.tensorrt.store import store_engine
+from crossforge.export.tensorrt.store import prune_engines, store_engine
 from crossforge.profiles import Manifest, Precision
 from support.builders import make_engine_spec
 
@@ -21,8 +21,8 @@ CHANGES = frozenset({"open", "os.mkdir", "os.rename", "os.remove"})
 """Audit events, each raised just before the call that it names."""
 
 
-def store_and_die(bundle: Path, steps_to_live: int) -> None:
-    """Store an engine; end by SIGKILL before the change to the file system that is one too many."""
+def act_and_die(what: str, bundle: Path, steps_to_live: int) -> None:
+    """Store an engine, or prune; end by SIGKILL before the change to the file system that is one too many."""
     manifest = Manifest.from_json((bundle / "crossforge.json").read_text())
     path = manifest.variants[Precision.FP16].path
     spec = make_engine_spec(model={path: manifest.files[path].sha256})
@@ -37,18 +37,21 @@ def store_and_die(bundle: Path, steps_to_live: int) -> None:
             remaining -= 1
 
     sys.addaudithook(count)
-    store_engine(bundle, spec, compiled, build_seconds=1.0)
+    if what == "prune":
+        prune_engines(bundle)
+    else:
+        store_engine(bundle, spec, compiled, build_seconds=1.0)
 
 
-def main(bundle: Path, folder: Path) -> None:
+def main(what: str, bundle: Path, folder: Path) -> None:
     for steps in itertools.count():
         copy = Path(shutil.copytree(bundle, folder / f"{steps:03}"))
         if (child := os.fork()) == 0:
-            store_and_die(copy, steps)
+            act_and_die(what, copy, steps)
             os._exit(0)
         if os.waitpid(child, 0)[1] == 0:
             return
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

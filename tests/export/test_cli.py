@@ -153,6 +153,32 @@ def test_doctor_says_what_runs_here() -> None:
     assert document["problems"] == [p for p in document["problems"] if isinstance(p, str)]
 
 
+def test_doctor_judges_a_bundle_under_a_deployment_profile(tiny_bundle: Path, tmp_path: Path) -> None:
+    deployment = tmp_path / "deployment.toml"
+    deployment.write_text('providers = ["cpu"]\nprecision = "fp32"\n[gpu]\ncuda_graphs = true\n')
+    document = json.loads(crossforge("doctor", tiny_bundle, "--deployment", deployment, "--json").stdout)
+    assert document["decision"] == "fp32 on cpu"
+    refused = crossforge("doctor", "--deployment", deployment)
+    assert refused.exit_code == 2
+    assert "doctor BUNDLE --deployment FILE" in refused.stderr
+
+
+def test_quantize_makes_a_variant_for_cuda_and_says_where_it_was_judged(tiny_bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    result = crossforge("quantize", tiny_bundle, "--precision", "fp16_cuda", "--output", target)
+    assert result.exit_code == 0, result.stderr
+    variant = Bundle.open(target).manifest.variants[Precision.FP16_CUDA]
+    assert variant.path == "onnx/model_fp16_cuda.onnx"
+    assert variant.parity.passed
+    assert variant.quantization["judged_on"] in ("cpu", "cuda")
+    assert "Attention" in str(variant.quantization["fusion"])
+    assert {node.domain for node in onnx.load(str(target / variant.path)).graph.node} == {"", "com.microsoft"}
+    assert crossforge("verify", target).exit_code == 0
+    built = crossforge("build", target, "--target", "sm86", "--precision", "fp16_cuda")
+    assert built.exit_code == 2
+    assert "for ONNX Runtime on CUDA" in " ".join(built.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [

@@ -7,22 +7,28 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from crossforge.export import variants
 from crossforge.export.exporter import export_bundle
 from crossforge.export.gates import GATES, Gate
 from crossforge.export.options import VariantOptions
 from crossforge.export.pairs import calibration_pairs, verification_pairs
+from crossforge.export.passes import fuse_for_cpu
 from crossforge.export.quantize import quantize_bundle
 from crossforge.export.reports import PAGE_NAME, read_reports
-from crossforge.profiles import MANIFEST_NAME, GateError, InputError, IntegrityError, Precision
+from crossforge.profiles import MANIFEST_NAME, ExecutionProvider, GateError, InputError, IntegrityError, Precision
 from crossforge.runtime import Reranker
 from crossforge.runtime.bundle import Bundle, sha256_of
+from crossforge.runtime.machine import inspect_machine
+from crossforge.runtime.providers import why_not
 from crossforge.runtime.records import QueryRecord
+from support.builders import record_again
 from support.tiny_models import UNGATED
 
 OPEN = VariantOptions(gates=UNGATED.gates)
@@ -144,7 +150,7 @@ def test_a_failed_gate_changes_nothing_but_says_which_queries_moved(bundle: Path
 
 @pytest.mark.parametrize("precisions", [[], [Precision.FP32], [Precision.INT8, Precision.FP32]])
 def test_fp32_is_not_made_of_itself(bundle: Path, precisions: list[Precision]) -> None:
-    with pytest.raises(InputError, match=r"variants to make of the fp32 graph.*allowed: fp16, int8, int8_qdq"):
+    with pytest.raises(InputError, match=r"variants to make of the fp32 graph.*allowed: fp16, int8, int8_qdq, fp16_cuda"):
         quantize_bundle(bundle, precisions)
 
 
@@ -176,3 +182,33 @@ def test_quantizing_needs_no_torch() -> None:
     code = "import sys, crossforge.export.quantize; print(sorted({'torch', 'transformers', 'optimum'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# For CUDA
+
+
+def test_a_variant_for_cuda_is_fused_and_judged_where_it_could_be(bundle: Path) -> None:
+    variant = quantize_bundle(bundle, [Precision.FP16_CUDA], OPEN).variants[Precision.FP16_CUDA]
+    here = "cuda" if why_not(ExecutionProvider.CUDA, inspect_machine()) is None else "cpu"
+    assert variant.quantization["judged_on"] == here
+    graph = onnx.load(str(bundle / variant.path)).graph
+    halves = {value.name for value in graph.initializer if value.data_type == onnx.TensorProto.FLOAT16}
+    attention = [node for node in graph.node if node.op_type == "Attention"]
+    assert attention
+    assert all(node.input[1] in halves for node in attention)
+
+
+def test_a_model_that_leaves_float16s_range_is_not_fused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: sha256_of(path) for path in bundle.rglob("*") if path.is_file()}
+    monkeypatch.setattr(variants, "find_overflows", partial(variants.find_overflows, limit=0.0))  # so that everything does
+    with pytest.raises(GateError, match=r"nodes leave float16's range .* Use fp16, which keeps them in float32"):
+        quantize_bundle(bundle, [Precision.FP16_CUDA], OPEN)
+    assert {path: sha256_of(path) for path in bundle.rglob("*") if path.is_file()} == before
+
+
+def test_a_model_without_anything_to_fuse_is_refused(bundle: Path) -> None:
+    path = bundle / "onnx" / "model.onnx"
+    onnx.save(fuse_for_cpu(onnx.load(str(path))).model, str(path))
+    record_again(bundle, "onnx/model.onnx")
+    with pytest.raises(InputError, match=r"nothing of this model can be fused for CUDA .*fused already"):
+        quantize_bundle(bundle, [Precision.FP16_CUDA], OPEN)

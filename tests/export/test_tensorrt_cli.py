@@ -91,6 +91,22 @@ def test_inspect_marks_engines_of_an_older_variant(bundle: Path) -> None:
     assert "of an older variant" in crossforge("inspect", bundle).stdout
 
 
+@pytest.mark.usefixtures("compiler")
+def test_prune_removes_what_was_built_from_an_older_variant(bundle: Path) -> None:
+    (old,) = json.loads(crossforge("build", bundle, "--target", "sm86", "--json").stdout)["engines"]
+    MeanModel(seed=7).save(bundle / FP16)
+    record_again(bundle, FP16)
+
+    document = json.loads(crossforge("build", bundle, "--target", "sm86", "--prune", "--json").stdout)
+
+    (new,) = document["engines"]
+    assert document["pruned"] == [{"key": old["key"], "path": old["path"]}]
+    assert sorted(path.stem for path in (bundle / "tensorrt").iterdir()) == [new["key"]] * 2
+    assert json.loads(crossforge("verify", bundle, "--json").stdout)["damaged_files"] == []
+    again = crossforge("build", bundle, "--target", "sm86", "--prune").stdout
+    assert again.startswith("0 built, 1 there already, 0 removed.")
+
+
 def test_inspect_without_engines_shows_none(bundle: Path) -> None:
     assert "built by" not in crossforge("inspect", bundle).stdout
     assert json.loads(crossforge("inspect", bundle, "--json").stdout)["engines"] == []

@@ -14,8 +14,16 @@ import pytest
 
 from crossforge.export.bundle import record_files
 from crossforge.export.tensorrt.compiler import CompiledEngine
-from crossforge.export.tensorrt.store import find_engine, store_engine
-from crossforge.profiles import EngineRecord, EngineSpec, EngineTensor, InputError, IntegrityError, Precision
+from crossforge.export.tensorrt.store import find_engine, prune_engines, store_engine
+from crossforge.profiles import (
+    EngineRecord,
+    EngineSpec,
+    EngineTensor,
+    InputError,
+    IntegrityError,
+    ManifestError,
+    Precision,
+)
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.engines import read_engines
 from support.builders import make_engine_spec, read_manifest, record_again, write_bundle, write_manifest
@@ -169,11 +177,12 @@ def test_a_bundle_that_cannot_be_written_to_is_said_so(bundle: Path) -> None:
         store(bundle, spec_for(bundle))
 
 
-def kill_builds(bundle: Path, folder: Path) -> list[Path]:
-    """Copies of a bundle, in each of which storing an engine was killed one change later; the last one lived."""
+def kill_builds(what: str, bundle: Path, folder: Path) -> list[Path]:
+    """Copies of a bundle, in each of which storing or pruning was killed one change later; the last one lived."""
     paths = os.pathsep.join(str(ROOT / name) for name in ("export", "runtime", "profiles", "tests"))
     folder.mkdir()
-    subprocess.run([sys.executable, KILL_BUILDS, bundle, folder], check=True, env={**os.environ, "PYTHONPATH": paths})
+    command = [sys.executable, KILL_BUILDS, what, bundle, folder]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": paths})
     return sorted(folder.iterdir())
 
 
@@ -183,7 +192,7 @@ def test_a_kill_at_any_moment_leaves_a_bundle_that_verifies(bundle: Path, tmp_pa
     if old is not None:
         store(bundle, spec, old)
 
-    *killed, lived = kill_builds(bundle, tmp_path / "copies")
+    *killed, lived = kill_builds("store", bundle, tmp_path / "copies")
 
     assert len(killed) > 5
     for copy in killed:
@@ -198,3 +207,70 @@ def test_a_kill_at_any_moment_leaves_a_bundle_that_verifies(bundle: Path, tmp_pa
         assert sorted(path.suffix for path in (copy / "tensorrt").iterdir()) == [".engine", ".json"]
     assert (lived / spec.path).read_bytes() == b"the new engine"
     assert find_engine(lived, spec) is not None
+
+
+# Pruning
+
+
+def replace_variant(bundle: Path) -> None:
+    """Make the fp16 variant anew, so that its engines are of an older one."""
+    MeanModel(seed=7).save(bundle / MODEL)
+    record_again(bundle, MODEL)
+
+
+def test_pruning_removes_the_engines_of_older_variants_and_no_other_file(bundle: Path) -> None:
+    old = (store(bundle, spec_for(bundle)), store(bundle, spec_for(bundle, targets=("sm89",)), b"another"))
+    replace_variant(bundle)
+    new = store(bundle, spec_for(bundle), b"the new engine")
+    (bundle / "tensorrt" / "notes.engine").write_bytes(b"somebody's own")
+    before = set(bundle.rglob("*"))
+
+    pruned = prune_engines(bundle)
+
+    assert {record.key for record in pruned} == {record.key for record in old}
+    gone = {bundle / name for record in old for name in (record.spec.path, record.spec.record_path)}
+    assert before - set(bundle.rglob("*")) == gone
+    assert read_engines(Bundle.open(bundle)) == (new,)
+    check(bundle)
+
+
+def test_pruning_leaves_engines_of_the_variants_that_are_there(bundle: Path) -> None:
+    record = store(bundle, spec_for(bundle))
+    manifest = (bundle / "crossforge.json").read_bytes()
+    assert prune_engines(bundle) == ()
+    assert (bundle / "crossforge.json").read_bytes() == manifest
+    assert find_engine(bundle, record.spec) == record
+
+
+def test_pruning_leaves_an_engine_file_that_the_manifest_does_not_name(bundle: Path) -> None:
+    record = store(bundle, spec_for(bundle))
+    files = {name: file for name, file in read_manifest(bundle).files.items() if name != record.spec.path}
+    write_manifest(bundle, replace(read_manifest(bundle), files=files))
+    replace_variant(bundle)
+
+    assert prune_engines(bundle) == (record,)
+    assert (bundle / record.spec.path).is_file()
+    assert not (bundle / record.spec.record_path).exists()
+
+
+def test_pruning_stops_before_it_removes_anything_where_a_sidecar_cannot_be_read(bundle: Path) -> None:
+    one, other = store(bundle, spec_for(bundle)), store(bundle, spec_for(bundle, targets=("sm89",)))
+    replace_variant(bundle)
+    (bundle / one.spec.record_path).write_text("not a record")
+    with pytest.raises(ManifestError, match=one.key):
+        prune_engines(bundle)
+    assert (bundle / other.spec.path).is_file()
+
+
+def test_a_kill_while_pruning_leaves_a_bundle_that_verifies(bundle: Path, tmp_path: Path) -> None:
+    store(bundle, spec_for(bundle))
+    replace_variant(bundle)
+    new = store(bundle, spec_for(bundle), b"the new engine")
+
+    *killed, lived = kill_builds("prune", bundle, tmp_path / "copies")
+
+    assert len(killed) > 3
+    for copy in (*killed, lived):
+        check(copy)
+        assert find_engine(copy, new.spec) == new
+    assert read_engines(Bundle.open(lived)) == (new,)

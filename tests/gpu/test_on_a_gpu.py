@@ -3,55 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from crossforge.export.gates import GATES
-from crossforge.export.pairs import flatten, verification_pairs
-from crossforge.export.parity import compare_logits
-from crossforge.export.quantize import quantize_bundle
 from crossforge.export.tensorrt.build import build_engines
 from crossforge.export.tensorrt.options import BuildOptions
 from crossforge.profiles import ExecutionProvider, Precision
 from crossforge.runtime import Reranker
 from crossforge.runtime.activation import Floats
-from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.providers import why_not
+from support.gpu import MACHINE, PAIRS, agrees, needs_a_gpu, skip_without
 
-MACHINE = inspect_machine()
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not MACHINE.gpus, reason=f"no GPU: {MACHINE.gpu_reason}")]
-
-RECORDS = verification_pairs()
-PAIRS = flatten(RECORDS)
+pytestmark = needs_a_gpu
 
 
-@pytest.fixture(scope="module")
-def bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demonstration's bundle with the variants that GPUs run."""
-    path = Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("gpu") / "bundle"))
-    quantize_bundle(path, [Precision.FP16, Precision.INT8_QDQ])
-    return path
-
-
-@pytest.fixture(scope="module")
-def reference(bundle: Path) -> Floats:
-    with Reranker.load(bundle, provider="cpu", precision="fp32") as reranker:
-        return reranker.score_pairs(PAIRS).logits
-
-
-def agrees(logits: Floats, reference: Floats, precision: Precision) -> bool:
-    gate = GATES[precision]
-    return compare_logits(reference, logits, RECORDS, ranking_label=0, name="fp32 on the CPU", gate=gate).passed
-
-
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.FP16_CUDA])
 def test_cuda_ranks_as_the_cpu_does(bundle: Path, reference: Floats, precision: Precision) -> None:
-    if reason := why_not(ExecutionProvider.CUDA, MACHINE):
-        pytest.skip(reason)
+    skip_without(ExecutionProvider.CUDA)
     with Reranker.load(bundle, provider="cuda", precision=precision, strict=True, check_golden=True) as reranker:
         assert reranker.session.provider is ExecutionProvider.CUDA
         assert agrees(reranker.score_pairs(PAIRS).logits, reference, precision)
@@ -59,8 +30,7 @@ def test_cuda_ranks_as_the_cpu_does(bundle: Path, reference: Floats, precision: 
 
 @pytest.fixture(scope="module", params=[Precision.FP16, Precision.INT8_QDQ, Precision.FP32])
 def engine(request: pytest.FixtureRequest, bundle: Path) -> Iterator[Reranker]:
-    if reason := why_not(ExecutionProvider.TENSORRT, MACHINE):
-        pytest.skip(reason)
+    skip_without(ExecutionProvider.TENSORRT)
     build_engines(bundle, BuildOptions(precision=request.param))
     with Reranker.load(bundle, provider="tensorrt", precision=request.param, strict=True) as reranker:
         yield reranker

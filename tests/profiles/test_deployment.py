@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crossforge.profiles import PREFERENCE, CostModel, DeploymentProfile, ExecutionProvider, InputError, Precision
+from crossforge.profiles import (
+    PREFERENCE,
+    CostModel,
+    DeploymentProfile,
+    ExecutionProvider,
+    GpuOptions,
+    InputError,
+    Precision,
+)
 
 TERMS = "fixed_ms = 0.5\nper_token_ms = 0.01\nper_token_squared_ms = 0\n"
 COST = CostModel(fixed_ms=0.5, per_token_ms=0.01, per_token_squared_ms=0)
@@ -52,7 +61,7 @@ def test_the_path_may_be_a_string(tmp_path: Path) -> None:
     [
         (
             "budget = 1",
-            "unknown key 'budget'; allowed: budget_tokens, cost, passage_cache_bytes, precision, providers, workers",
+            "unknown key 'budget'; allowed: budget_tokens, cost, gpu, passage_cache_bytes, precision, providers, workers",
         ),
         ('precision = "fp64"', "'fp64' is not a valid Precision"),
         ("precision = [1]", "not a valid Precision"),
@@ -68,6 +77,12 @@ def test_the_path_may_be_a_string(tmp_path: Path) -> None:
             "[cost]\nfixed_ms = 1",
             "[cost] is not a cost model; got fixed_ms; allowed: fixed_ms, per_token_ms, per_token_squared_ms",
         ),
+        ("gpu = true", "gpu is not a table; got True; allowed: [gpu] with cuda_graphs, io_binding, memory_limit_mb"),
+        ("[gpu]\ngraphs = true", "unknown key 'graphs' in [gpu]; allowed: cuda_graphs, io_binding, memory_limit_mb"),
+        ("[gpu]\ncuda_graphs = 1", "cuda_graphs must be true or false; got 1"),
+        ('[gpu]\nio_binding = "yes"', "io_binding must be true or false; got 'yes'"),
+        ("[gpu]\nmemory_limit_mb = true", "memory_limit_mb must be a whole number; got True"),
+        ("[gpu]\nmemory_limit_mb = 0", "memory_limit_mb is too small; got 0; allowed: 1 or more"),
         ("cost = 3", "[cost] is not a cost model; got 3"),
         (f"[cost]\n{TERMS}", "a cost model holds for one variant and one number of workers"),
         (f'precision = "int8"\nworkers = 1\n[cost]\n{TERMS}'.replace("0.5", "-1"), "fixed_ms of a cost model is not a time"),
@@ -100,10 +115,28 @@ def test_a_cost_model_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "profile",
-    [DeploymentProfile(), DeploymentProfile(precision=Precision.FP32), DeploymentProfile(workers=3), CARRIED],
+    [
+        DeploymentProfile(),
+        DeploymentProfile(precision=Precision.FP32),
+        DeploymentProfile(workers=3),
+        CARRIED,
+        replace(CARRIED, gpu=GpuOptions(cuda_graphs=True, memory_limit_mb=512)),
+        DeploymentProfile(gpu=GpuOptions(io_binding=True)),
+    ],
 )
 def test_what_is_written_is_read(tmp_path: Path, profile: DeploymentProfile) -> None:
     assert DeploymentProfile.from_toml(write(tmp_path, profile.to_toml())) == profile
+
+
+def test_nothing_of_a_gpu_is_switched_on_unasked() -> None:
+    options = DeploymentProfile().gpu
+    assert options == GpuOptions(cuda_graphs=False, io_binding=False, memory_limit_mb=None)
+    assert [options.describe(provider) for provider in PREFERENCE] == ["", "", ""]
+
+
+def test_each_switch_of_a_gpu_is_told_for_the_provider_that_it_is_for() -> None:
+    options = GpuOptions(cuda_graphs=True, io_binding=True, memory_limit_mb=2048)
+    assert [options.describe(provider) for provider in PREFERENCE] == ["CUDA graphs", "IO binding, at most 2048 MiB", ""]
 
 
 def test_a_cost_model_holds_for_what_it_was_measured_on() -> None:
@@ -122,6 +155,7 @@ def test_every_precision_has_the_file_name_of_the_hub() -> None:
     assert {precision: precision.file_name for precision in Precision} == {
         Precision.FP32: "model.onnx",
         Precision.FP16: "model_fp16.onnx",
+        Precision.FP16_CUDA: "model_fp16_cuda.onnx",
         Precision.INT8: "model_int8.onnx",
         Precision.INT8_QDQ: "model_int8_qdq.onnx",
     }

@@ -13,6 +13,7 @@ from crossforge.profiles import (
     EngineRecord,
     ExecutionProvider,
     FileRecord,
+    GpuOptions,
     InputError,
     Manifest,
     Precision,
@@ -129,6 +130,15 @@ def test_auto_takes_the_engine_then_cuda_then_the_cpu(tmp_path: Path) -> None:
     assert (decision.plan.chosen, decision.engine) == (ExecutionProvider.CUDA, None)
     assert decision.explain() == "fp16 on cuda (not tensorrt: the bundle has no engine: crossforge build BUNDLE)"
     assert decide(with_engine, make_machine()).plan.chosen is ExecutionProvider.CPU
+
+
+def test_what_is_switched_on_is_told_where_it_holds(tmp_path: Path) -> None:
+    options = GpuOptions(cuda_graphs=True, io_binding=True, memory_limit_mb=512)
+    with_engine = bundle_with(tmp_path, engine())
+    assert decide(with_engine, gpu_box(), gpu=options).explain() == "fp16 on tensorrt, with CUDA graphs"
+    on_cuda = decide(with_engine, gpu_box(), provider="cuda", gpu=options).explain()
+    assert on_cuda == "fp16 on cuda, with IO binding, at most 512 MiB"
+    assert "with" not in decide(with_engine, make_machine(), gpu=options).explain().replace("without", "")
 
 
 def test_without_a_gpu_no_sidecar_is_read(tmp_path: Path) -> None:

@@ -7,20 +7,23 @@ import numpy as np
 import pytest
 
 from crossforge.profiles import (
+    EVERYTHING_OFF,
     Activation,
     CostModel,
     DeploymentProfile,
+    EngineRecord,
     ExecutionProvider,
+    GpuOptions,
     InputError,
     Precision,
     ProviderFallbackWarning,
     ProviderUnavailableError,
 )
-from crossforge.runtime import Bundle, ProviderPlan, Reranker
+from crossforge.runtime import Bundle, FakeSession, ProviderPlan, Reranker, loading
 from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.providers import why_not
-from support.builders import make_machine, write_bundle
+from support.builders import make_engine_record, make_machine, make_profile, write_bundle
 from support.families import FAMILIES, make_tokenizer
 from support.mean_model import MeanModel
 
@@ -154,6 +157,50 @@ def test_a_strict_plan_does_not_give_way(tmp_path: Path) -> None:
 
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(ProviderUnavailableError):
         open_session(bundle, PLAN, "auto", make_machine(), strict=True, check_files=True)
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [
+        (CUDA, {"provider": CUDA, "labels": 1, "io_binding": True, "memory_limit_mb": 512}),
+        (CPU, {"provider": CPU, "labels": 1, "io_binding": False, "memory_limit_mb": 512}),
+    ],
+)
+def test_the_switches_of_a_gpu_reach_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: ExecutionProvider, expected: dict[str, Any]
+) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path))
+    asked: list[dict[str, Any]] = []
+
+    def open_fake(path: Path, **options: Any) -> FakeSession:  # noqa: ARG001
+        asked.append(options)
+        return FakeSession()
+
+    monkeypatch.setattr(loading, "OnnxRuntimeSession", open_fake)
+    plan = ProviderPlan(candidates=(provider,), rejected=(), wanted=None)
+    options = GpuOptions(io_binding=True, memory_limit_mb=512)
+    open_session(bundle, plan, "fp32", make_machine(), strict=True, check_files=True, gpu=options)
+    assert asked == [expected]
+
+
+def test_cuda_graphs_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class FakeEngineSession(FakeSession):
+        profiles = (make_profile((1, 64)),)
+
+    def open_fake(path: Path, record: EngineRecord, **options: Any) -> FakeSession:  # noqa: ARG001
+        asked.append(options)
+        return FakeEngineSession()
+
+    monkeypatch.setattr(loading, "open_tensorrt_session", open_fake)
+    bundle = Bundle.open(write_bundle(tmp_path))
+    plan = ProviderPlan(candidates=(ExecutionProvider.TENSORRT,), rejected=(), wanted=None)
+    for gpu in (EVERYTHING_OFF, GpuOptions(cuda_graphs=True)):
+        open_session(
+            bundle, plan, "auto", make_machine(), strict=True, check_files=False, engine=make_engine_record(), gpu=gpu
+        )
+    assert [options["cuda_graphs"] for options in asked] == [False, True]
 
 
 @pytest.mark.slow

@@ -10,9 +10,13 @@ from support.builders import make_machine, make_manifest, make_parity, make_vari
 
 CPU, CUDA, TENSORRT = ExecutionProvider.CPU, ExecutionProvider.CUDA, ExecutionProvider.TENSORRT
 FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
+FP16_CUDA = Precision.FP16_CUDA
 NO_VNNI = make_machine(instruction_sets=("avx2",))
 SATURATES = "not int8: its integer products saturate on this processor, which has none of avx512_vnni, arm64"
 FAILED = "it failed its parity gate when the bundle was made"
+JUDGED_HERE = {"fp16_cuda": make_variant(FP16_CUDA, quantization={"judged_on": "cuda"})}
+JUDGED_ELSEWHERE = {"fp16_cuda": make_variant(FP16_CUDA, quantization={"judged_on": "cpu"})}
+NOT_ON_CUDA = "not fp16_cuda: it was judged on cpu alone; make it anew here, to have it judged on cuda"
 
 
 def bundle_of(*precisions: Precision, failed: tuple[Precision, ...] = (), **variants: Variant) -> Manifest:
@@ -34,6 +38,10 @@ def bundle_of(*precisions: Precision, failed: tuple[Precision, ...] = (), **vari
         (bundle_of(FP32, FP16, INT8), TENSORRT, make_machine(), FP16, ()),
         (bundle_of(FP32, fp16=make_variant(FP16, instruction_sets=("arm64",))), CUDA, NO_VNNI, FP16, ()),
         (bundle_of(FP32, INT8), CUDA, make_machine(), FP32, ("not fp16: not in the bundle",)),
+        (bundle_of(FP32, FP16, **JUDGED_HERE), CUDA, make_machine(), FP16_CUDA, ()),
+        (bundle_of(FP32, FP16, **JUDGED_ELSEWHERE), CUDA, make_machine(), FP16, (NOT_ON_CUDA,)),
+        (bundle_of(FP32, INT8, **JUDGED_HERE), CPU, make_machine(), INT8, ()),
+        (bundle_of(FP32, FP16, **JUDGED_HERE), TENSORRT, make_machine(), FP16, ()),
         (bundle_of(FP32, FP16, failed=(FP16,)), CUDA, make_machine(), FP32, (f"not fp16: {FAILED}",)),
     ],
 )

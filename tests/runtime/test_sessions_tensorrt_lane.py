@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossforge.profiles import DeviceLostError, DeviceMemoryError, EngineError, OptimizationProfile, ShapeRange
+from crossforge.profiles import DeviceLostError, DeviceMemoryError, EngineError
 from crossforge.runtime.sessions.tensorrt.cuda import Cuda, DeviceBuffer
-from crossforge.runtime.sessions.tensorrt.engine import LoadedEngine, Tensor
-from crossforge.runtime.sessions.tensorrt.lane import EngineLane
-from support.fake_cuda import LOST, FakeCudart, FakeEngine
-
-PROFILES = tuple(
-    OptimizationProfile(
-        batch_size=ShapeRange(min=1, opt=rows, max=rows), sequence_length=ShapeRange(min=low, opt=high, max=high)
-    )
-    for low, high, rows in ((1, 16, 8), (17, 32, 4))
-)
-
-
-def make_lane(cudart: FakeCudart | None = None, **engine: Any) -> tuple[EngineLane, FakeCudart, FakeEngine]:
-    cudart = cudart or FakeCudart()
-    handle = FakeEngine(cudart, **{"profile_bytes": 2000, **engine})
-    strategies = SimpleNamespace(USER_MANAGED="user managed")
-    loaded = LoadedEngine(
-        handle=handle,
-        runtime=None,
-        trt=SimpleNamespace(ExecutionContextAllocationStrategy=strategies),
-        inputs=(
-            Tensor(name="input_ids", dtype=np.dtype(np.int64)),
-            Tensor(name="attention_mask", dtype=np.dtype(np.int32)),
-        ),
-        output=Tensor(name="logits", dtype=np.dtype(np.float32)),
-        labels=1,
-        profiles=PROFILES,
-    )
-    return EngineLane(loaded, Cuda(cudart)), cudart, handle
-
-
-def batch_of(rows: int, length: int) -> dict[str, np.ndarray]:
-    ids = np.arange(rows * length, dtype=np.int64).reshape(rows, length)
-    return {"input_ids": ids, "attention_mask": (ids % 3 > 0).astype(np.int64)}
-
-
-def expected(batch: dict[str, np.ndarray]) -> np.ndarray:
-    return (batch["input_ids"] * batch["attention_mask"]).sum(axis=1, keepdims=True)
+from support.fake_cuda import LOST, FakeCudart
+from support.lanes import batch_of, expected, make_lane
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 32)), min_size=1, max_size=8))

@@ -83,6 +83,7 @@ THRESHOLDS = tuple(_FIGURES)
 GATES: Mapping[Precision, Gate] = {
     Precision.FP32: Gate(max_abs_diff=1e-3, min_kendall_tau=0.999, max_ndcg_loss=0.001),
     Precision.FP16: Gate(min_kendall_tau=0.99, max_ndcg_loss=0.002),
+    Precision.FP16_CUDA: Gate(min_kendall_tau=0.99, max_ndcg_loss=0.002),
     Precision.INT8: Gate(min_kendall_tau=0.95, max_ndcg_loss=0.01),
     Precision.INT8_QDQ: Gate(min_kendall_tau=0.95, max_ndcg_loss=0.01),
 }

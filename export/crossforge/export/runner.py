@@ -17,6 +17,7 @@ from crossforge.export.calibration import calibration_batches
 from crossforge.export.onnx import save_onnx
 from crossforge.export.options import EXTERNAL_DATA_THRESHOLD_BYTES
 from crossforge.export.pairs import flatten
+from crossforge.profiles import ExecutionProvider
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import Batch
 from crossforge.runtime.machine import usable_cores
@@ -45,7 +46,14 @@ class ModelRunner:
     pad_token_id: int
     external_data_threshold_bytes: int = EXTERNAL_DATA_THRESHOLD_BYTES
 
-    def run_file(self, path: Path, records: Sequence[QueryRecord], stage: Stage | None = None) -> Floats:
+    def run_file(
+        self,
+        path: Path,
+        records: Sequence[QueryRecord],
+        stage: Stage | None = None,
+        *,
+        provider: ExecutionProvider = ExecutionProvider.CPU,
+    ) -> Floats:
         """Logits of a model file, float32 [pairs, labels], in the order of ``records``."""
         pairs = self.tokenizer.encode_pairs(flatten(records))
         stage = stage or Stage()
@@ -56,8 +64,8 @@ class ModelRunner:
             done += count
             stage.advance(done, len(pairs))
 
-        workers = usable_cores()
-        session = OnnxRuntimeSession(path, labels=self.labels)
+        workers = usable_cores() if provider is ExecutionProvider.CPU else 1
+        session = OnnxRuntimeSession(path, provider=provider, labels=self.labels)
         with ThreadPoolExecutor(workers) as executor:
             logits, _ = compute_logits(
                 session,

@@ -15,7 +15,7 @@ from crossforge.export.onnx import opset_of, save_onnx, weight_bytes
 from crossforge.export.options import Int8Recipe, VariantOptions
 from crossforge.export.pairs import read_verification
 from crossforge.export.parity import compare_logits, compare_queries, describe_moved, describe_parity
-from crossforge.export.passes import fuse_for_cpu
+from crossforge.export.passes import fuse_for_cpu, fuse_for_cuda
 from crossforge.export.passes.fp16 import convert_fp16
 from crossforge.export.passes.fp16_overflow import find_overflows
 from crossforge.export.passes.int8_static import ActivationType
@@ -26,11 +26,21 @@ from crossforge.export.repair import find_repair
 from crossforge.export.reports import VariantReport, to_json
 from crossforge.export.runner import ModelRunner
 from crossforge.export.static_quantization import prepare_int8_static
-from crossforge.profiles import GateError, InputError, NonFiniteLogitsError, ParityReport, Precision, Scoring, Variant
+from crossforge.profiles import (
+    ExecutionProvider,
+    GateError,
+    InputError,
+    NonFiniteLogitsError,
+    ParityReport,
+    Precision,
+    Scoring,
+    Variant,
+)
 from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.progress import Progress
+from crossforge.runtime.providers import why_not
 from crossforge.runtime.tokenization import PairTokenizer
 
 _FP32_TOLERANCE = 1e-3
@@ -94,7 +104,8 @@ class VariantMaker:
         self._judgements = None if options.qrels is None else read_qrels(options.qrels)
         self.variants: dict[Precision, Variant] = {}
         self.reports: dict[Precision, VariantReport] = {}
-        exact = bool(set(EXACT_INT8_INSTRUCTION_SETS) & set(inspect_machine().instruction_sets))
+        self._machine = inspect_machine()
+        exact = bool(set(EXACT_INT8_INSTRUCTION_SETS) & set(self._machine.instruction_sets))
         self._reduce_range = not exact if options.reduce_range is None else options.reduce_range
 
     def score(self, model: ModelProto) -> Floats:
@@ -123,6 +134,8 @@ class VariantMaker:
         """
         if precision is Precision.FP16:
             self._add_fp16(graph, reference)
+        elif precision is Precision.FP16_CUDA:
+            self._add_fp16_cuda(graph, reference)
         elif precision is Precision.FP32:
             raise InputError("fp32 is what the other variants are made of", got=precision)
         else:
@@ -136,6 +149,33 @@ class VariantMaker:
             stage.note = "; ".join(converted.notes)
         settings = {"method": "fp16", "nodes_kept_fp32_for_range": ", ".join(overflows)}
         self._accept(self._measure(Precision.FP16, converted.model, reference), settings)
+
+    def _add_fp16_cuda(self, graph: ModelProto, reference: Floats) -> None:
+        """Fused for CUDA, then float16. Judged on CUDA where it runs, else on the CPU; the manifest says which.
+
+        What is inside a fused attention can neither be measured nor be left in float32, so the plain graph must fit in
+        float16 everywhere.
+        """
+        precision = Precision.FP16_CUDA
+        with self._progress.stage(f"convert to {precision}") as stage:
+            overflows = find_overflows(graph, self._runner.batches(graph, self._calibration))
+            if overflows:
+                raise GateError(
+                    f"{len(overflows)} nodes leave float16's range on the calibration pairs, so attention must not be fused",
+                    got=", ".join(overflows[:3]) + (", ..." if len(overflows) > 3 else ""),
+                    fix="Use fp16, which keeps them in float32. Nothing was written.",
+                )
+            fused = fuse_for_cuda(graph)
+            if not fused.changed:
+                raise InputError(
+                    f"nothing of this model can be fused for CUDA ({'; '.join(fused.notes)})",
+                    fix="Use fp16: it is the same.",
+                )
+            converted = convert_fp16(fused.model)
+            provider = ExecutionProvider.CPU if why_not(ExecutionProvider.CUDA, self._machine) else ExecutionProvider.CUDA
+            stage.note = "; ".join((*fused.notes, *converted.notes, f"judged on {provider}"))
+        settings = {"method": "fp16 of a graph fused for CUDA", "fusion": "; ".join(fused.notes), "judged_on": str(provider)}
+        self._accept(self._measure(precision, converted.model, reference, provider=provider), settings)
 
     def _add_int8(self, precision: Precision, graph: ModelProto, reference: Floats) -> None:
         """Quantize, and leave in float32 what has to stay there to pass the gate."""
@@ -204,12 +244,13 @@ class VariantMaker:
         *,
         against: str = "fp32",
         what: str | None = None,
+        provider: ExecutionProvider = ExecutionProvider.CPU,
     ) -> _Measured:
         """Write a variant, and measure the very file that was written."""
         path = self._folder / "onnx" / precision.file_name
         with self._progress.stage(f"verify {what or precision}") as stage:
             files = save_onnx(model, path, external_data_threshold_bytes=self._options.external_data_threshold_bytes)
-            logits = self._runner.run_file(path, self.records, stage)
+            logits = self._runner.run_file(path, self.records, stage, provider=provider)
             parity = self._compare(precision, logits, reference, against=against)
             report = VariantReport(
                 parity=parity,

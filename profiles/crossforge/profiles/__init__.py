@@ -41,6 +41,7 @@ from crossforge.profiles.errors import (
     SourceError,
     TruncationWarning,
 )
+from crossforge.profiles.gpu import EVERYTHING_OFF, GpuOptions
 from crossforge.profiles.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -77,6 +78,7 @@ __all__ = [
     "DEFAULT_MAX_PROFILES",
     "DEFAULT_WORKLOAD",
     "ENGINE_FOLDER",
+    "EVERYTHING_OFF",
     "MANIFEST_NAME",
     "PREFERENCE",
     "SCHEMA_VERSION",
@@ -100,6 +102,7 @@ __all__ = [
     "FileRecord",
     "GateError",
     "GoldenPair",
+    "GpuOptions",
     "InputError",
     "IntegrityError",
     "MachineError",

@@ -9,6 +9,7 @@ from typing import Any
 
 from crossforge.profiles.cost import CostModel
 from crossforge.profiles.errors import InputError
+from crossforge.profiles.gpu import EVERYTHING_OFF, GpuOptions
 from crossforge.profiles.precision import Precision
 from crossforge.profiles.providers import PREFERENCE, ExecutionProvider
 
@@ -29,6 +30,8 @@ class DeploymentProfile:
     """Most memory for token ids of passages that were read lately, which are then not tokenized again; 0 keeps none."""
     cost: CostModel | None = None
     """Times of batches of ``precision`` on the first of ``providers``, measured with so many ``workers`` busy."""
+    gpu: GpuOptions = EVERYTHING_OFF
+    """How batches run where a GPU runs them."""
 
     def __post_init__(self) -> None:
         if not self.providers:
@@ -64,6 +67,8 @@ class DeploymentProfile:
         ]
         if self.cost is not None:
             lines += ["", "[cost]", *(f"{field.name} = {getattr(self.cost, field.name)!r}" for field in fields(self.cost))]
+        if table := self.gpu.to_toml():
+            lines += ["", table.rstrip()]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -95,6 +100,8 @@ class DeploymentProfile:
         try:
             if "cost" in values:
                 values["cost"] = _read_cost(values["cost"])
+            if "gpu" in values:
+                values["gpu"] = GpuOptions.from_table(values["gpu"])
             return cls(**values)
         except InputError as error:
             raise InputError(f"{path}: {error.what}", got=error.got, allowed=error.allowed) from error

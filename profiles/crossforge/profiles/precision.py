@@ -14,6 +14,8 @@ class Precision(StrEnum):
     """For ONNX Runtime on the CPU: unsigned activations, signed weights."""
     INT8_QDQ = "int8_qdq"
     """For TensorRT and CUDA: signed throughout and symmetric, as standard QuantizeLinear and DequantizeLinear pairs."""
+    FP16_CUDA = "fp16_cuda"
+    """For ONNX Runtime on CUDA alone: attention, residual sums and GELU as operators of its own."""
 
     @property
     def file_name(self) -> str:

@@ -230,6 +230,7 @@ def doctor(
     bundle: Annotated[
         Path | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
     ] = None,
+    deployment: DeploymentOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -241,7 +242,18 @@ def doctor(
 
     machine = inspect_machine()
     diagnosis = diagnose(machine)
-    decision = None if bundle is None else decide(Bundle.open(bundle), machine).explain()
+    decision = None
+    if bundle is None and deployment is not None:
+        raise InputError("a deployment profile is judged with a bundle", allowed="doctor BUNDLE --deployment FILE")
+    if bundle is not None:
+        wanted = _read_deployment(deployment) or DeploymentProfile()
+        decision = decide(
+            Bundle.open(bundle),
+            machine,
+            precision=wanted.precision or "auto",
+            order=wanted.providers,
+            gpu=wanted.gpu,
+        ).explain()
     if as_json:
         print_json({**vars(diagnosis), "decision": decision})
     else:

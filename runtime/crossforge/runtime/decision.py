@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crossforge.profiles import PREFERENCE, EngineRecord, ExecutionProvider
+from crossforge.profiles import EVERYTHING_OFF, PREFERENCE, EngineRecord, ExecutionProvider, GpuOptions
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.engines import EngineChoice, read_engines, select_engine
 from crossforge.runtime.machine import Machine
@@ -22,11 +22,14 @@ class Decision:
     """The TensorRT engine to run, if there is one for this machine."""
     choice: PrecisionChoice
     """The variant that the planned provider runs."""
+    gpu: GpuOptions = EVERYTHING_OFF
+    """How batches run on a GPU."""
 
     def explain(self) -> str:
-        """One line: the variant and the provider, and why not the others."""
+        """One line: the variant and the provider, why not the others, and what is switched on."""
         reasons = f" ({'; '.join(self.choice.reasons)})" if self.choice.reasons else ""
-        return f"{self.choice.precision}{reasons} on {self.plan.explain()}"
+        switches = self.gpu.describe(self.plan.chosen)
+        return f"{self.choice.precision}{reasons} on {self.plan.explain()}" + (f", with {switches}" if switches else "")
 
 
 def decide(
@@ -38,6 +41,7 @@ def decide(
     order: Sequence[ExecutionProvider] = PREFERENCE,
     strict: bool = False,
     allow_host_code: bool = False,
+    gpu: GpuOptions = EVERYTHING_OFF,
 ) -> Decision:
     """Choose what runs a bundle. Reads the sidecars of its engines and no other file; asks no engine and no GPU.
 
@@ -49,6 +53,7 @@ def decide(
         order: The providers that ``auto`` may take, best first.
         strict: With a named provider, raise if it cannot run instead of planning another.
         allow_host_code: Whether an engine may embed code for the host.
+        gpu: How batches are to run on a GPU.
 
     Raises:
         InputError: An unknown provider or precision, or a variant that the bundle has not.
@@ -62,7 +67,7 @@ def decide(
         choice = PrecisionChoice(precision=engine.record.spec.precision, reasons=())
     else:
         choice = select_precision(precision, bundle.manifest, plan.chosen, machine)
-    return Decision(plan=plan, engine=engine.record, choice=choice)
+    return Decision(plan=plan, engine=engine.record, choice=choice, gpu=gpu)
 
 
 def _choose_engine(bundle: Bundle, machine: Machine, precision: str, *, allow_host_code: bool) -> EngineChoice:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossforge.profiles import (
+    EVERYTHING_OFF,
     BundleError,
     EngineError,
     EngineRecord,
     ExecutionProvider,
+    GpuOptions,
     Manifest,
     OptimizationProfile,
     Precision,
@@ -49,6 +51,7 @@ def open_session(
     engine: EngineRecord | None = None,
     lanes: int = 1,
     allow_host_code: bool = False,
+    gpu: GpuOptions = EVERYTHING_OFF,
 ) -> OpenedSession:
     """Open the session of the first planned provider that loads.
 
@@ -62,6 +65,7 @@ def open_session(
         engine: The TensorRT engine to run, if that provider is planned.
         lanes: Batches that may run at the same time on a GPU.
         allow_host_code: Load an engine that embeds code for the host.
+        gpu: How batches run on a GPU.
 
     Raises:
         InputError: The bundle has no such variant.
@@ -77,10 +81,17 @@ def open_session(
             if provider is ExecutionProvider.TENSORRT:
                 if engine is None:
                     raise ProviderUnavailableError("no TensorRT engine was chosen")
-                opened = _open_engine(bundle, engine, lanes=lanes, check_files=check_files, allow_host_code=allow_host_code)
+                opened = _open_engine(
+                    bundle,
+                    engine,
+                    lanes=lanes,
+                    check_files=check_files,
+                    allow_host_code=allow_host_code,
+                    cuda_graphs=gpu.cuda_graphs,
+                )
             else:
                 choice = select_precision(precision, bundle.manifest, provider, machine)
-                session = _open_checked(bundle, choice.precision, provider, check_files=check_files)
+                session = _open_checked(bundle, choice.precision, provider, check_files=check_files, gpu=gpu)
                 opened = OpenedSession(session=session, choice=choice)
         except (EngineError, ProviderUnavailableError) as error:
             if strict or provider is plan.candidates[-1]:
@@ -94,12 +105,14 @@ def open_session(
 
 
 def _open_engine(
-    bundle: Bundle, engine: EngineRecord, *, lanes: int, check_files: bool, allow_host_code: bool
+    bundle: Bundle, engine: EngineRecord, *, lanes: int, check_files: bool, allow_host_code: bool, cuda_graphs: bool
 ) -> OpenedSession:
     """Load an engine. Its file is compared first: TensorRT trusts what it reads."""
     if check_files:
         bundle.check((TOKENIZER_NAME, engine.spec.path, engine.spec.record_path))
-    session = open_tensorrt_session(bundle.path / engine.spec.path, engine, lanes=lanes, allow_host_code=allow_host_code)
+    session = open_tensorrt_session(
+        bundle.path / engine.spec.path, engine, lanes=lanes, allow_host_code=allow_host_code, cuda_graphs=cuda_graphs
+    )
     try:
         _check_inputs(bundle.path / engine.spec.path, session, bundle.manifest)
     except BundleError:
@@ -109,14 +122,22 @@ def _open_engine(
     return OpenedSession(session=session, choice=choice, profiles=session.profiles)
 
 
-def _open_checked(bundle: Bundle, precision: Precision, provider: ExecutionProvider, *, check_files: bool) -> Session:
+def _open_checked(
+    bundle: Bundle, precision: Precision, provider: ExecutionProvider, *, check_files: bool, gpu: GpuOptions
+) -> Session:
     """Load a variant while another thread compares its files' digests: hashing costs a cold start next to nothing."""
     path = bundle.path / bundle.manifest.variants[precision].path
     names = bundle.files_to_run(precision) if check_files else ()
     with ThreadPoolExecutor(1, thread_name_prefix="crossforge-check") as checker:
         checked = checker.submit(bundle.check, names)
         try:
-            session = OnnxRuntimeSession(path, provider=provider, labels=len(bundle.manifest.scoring.labels))
+            session = OnnxRuntimeSession(
+                path,
+                provider=provider,
+                labels=len(bundle.manifest.scoring.labels),
+                io_binding=gpu.io_binding and provider is ExecutionProvider.CUDA,
+                memory_limit_mb=gpu.memory_limit_mb,
+            )
         except (EngineError, BundleError):
             checked.result()  # a damaged file explains the failure better than the engine does
             raise

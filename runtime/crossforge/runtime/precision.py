@@ -11,9 +11,11 @@ AUTO = "auto"
 
 _FASTEST_FIRST = {
     ExecutionProvider.CPU: (Precision.INT8, Precision.FP32),
-    ExecutionProvider.CUDA: (Precision.FP16, Precision.FP32),
+    ExecutionProvider.CUDA: (Precision.FP16_CUDA, Precision.FP16, Precision.FP32),
     ExecutionProvider.TENSORRT: (Precision.FP16, Precision.FP32),
 }
+_UNMENTIONED = (Precision.FP16_CUDA,)
+"""Whoever did not ask for it when the bundle was made need not hear that it is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ def select_precision(wanted: str, manifest: Manifest, provider: ExecutionProvide
     reasons: list[str] = []
     for precision in _FASTEST_FIRST[provider]:
         variant = manifest.variants.get(precision)
+        if variant is None and precision in _UNMENTIONED:
+            continue
         reason = "not in the bundle" if variant is None else why_not(variant, machine, provider)
         if reason is None:
             return PrecisionChoice(precision=precision, reasons=tuple(reasons))
@@ -61,6 +65,9 @@ def why_not(variant: Variant, machine: Machine, provider: ExecutionProvider) -> 
     """The reason for which ``auto`` passes a variant over; None if it does not."""
     if not variant.parity.passed:
         return "it failed its parity gate when the bundle was made"
+    judged_on = variant.quantization.get("judged_on")
+    if judged_on not in (None, provider):
+        return f"it was judged on {judged_on} alone; make it anew here, to have it judged on {provider}"
     needed = variant.instruction_sets if provider is ExecutionProvider.CPU else ()
     if needed and not set(needed) & set(machine.instruction_sets):
         return f"its integer products saturate on this processor, which has none of {', '.join(needed)}"

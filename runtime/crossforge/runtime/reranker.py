@@ -181,6 +181,7 @@ class Reranker:
             strict=strict,
             check_files=check_files,
             allow_host_code=allow_host_code,
+            gpu=deployment.gpu,
         )
         session, choice = opened.session, opened.choice
         try:

@@ -25,7 +25,7 @@ def test_a_processor_measures_what_is_made_for_it_and_says_what_keeps_the_rest_o
     candidates, skipped = list_candidates(ALL, make_machine())
 
     assert [str(candidate) for candidate in candidates] == ["fp32 on cpu", "int8 on cpu"]
-    assert [item.what for item in skipped] == ["tensorrt", "cuda", "fp16 on cpu", "int8_qdq on cpu"]
+    assert [item.what for item in skipped] == ["tensorrt", "cuda", "fp16 on cpu", "int8_qdq on cpu", "fp16_cuda on cpu"]
     assert skipped[1].why == "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
     assert "--precision int8_qdq" in skipped[3].why
 
@@ -41,9 +41,15 @@ def test_a_gpu_is_measured_beside_the_processor() -> None:
     candidates, skipped = list_candidates(ALL, GPU)
 
     assert [str(candidate) for candidate in candidates] == [
-        "fp32 on cuda", "fp16 on cuda", "int8_qdq on cuda", "fp32 on cpu", "int8 on cpu",
+        "fp32 on cuda", "fp16 on cuda", "int8_qdq on cuda", "fp16_cuda on cuda", "fp32 on cpu", "int8 on cpu",
     ]  # fmt: skip
-    assert [item.what for item in skipped] == ["tensorrt", "int8 on cuda", "fp16 on cpu", "int8_qdq on cpu"]
+    assert [item.what for item in skipped] == [
+        "tensorrt",
+        "int8 on cuda",
+        "fp16 on cpu",
+        "int8_qdq on cpu",
+        "fp16_cuda on cpu",
+    ]
 
 
 def test_a_variant_that_is_not_there_is_refused() -> None:

@@ -24,7 +24,7 @@ from crossforge.export.tensorrt.device import Device, find_device
 from crossforge.export.tensorrt.network import refuse_foreign_operators
 from crossforge.export.tensorrt.options import BuildOptions
 from crossforge.export.tensorrt.shapes import ShapeChoice, ShapeOptions, choose_shapes
-from crossforge.export.tensorrt.store import find_engine, store_engine
+from crossforge.export.tensorrt.store import find_engine, prune_engines, store_engine
 from crossforge.export.tensorrt.timing import TimingCache
 from crossforge.profiles import (
     CrossforgeWarning,
@@ -41,6 +41,11 @@ from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.progress import Progress, Silent
 
 BUILDABLE = (Precision.FP16, Precision.INT8_QDQ, Precision.FP32)
+
+_FOR_ONNXRUNTIME = {
+    Precision.INT8: ("the CPU", "For int8 on a GPU: crossforge quantize BUNDLE --precision int8_qdq"),
+    Precision.FP16_CUDA: ("CUDA", "Build fp16, which TensorRT fuses itself."),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,8 @@ class BuildResult:
     engines: tuple[BuiltEngine, ...]
     """In the order of the targets."""
     shapes: ShapeChoice
+    pruned: tuple[EngineRecord, ...] = ()
+    """Engines that were removed."""
 
 
 def build_engines(
@@ -121,7 +128,13 @@ def build_engines(
                 record = store_engine(opened.path, spec, compiled, build_seconds=time.perf_counter() - start)
             stage.note = f"{record.engine.size_bytes / 1e6:.1f} MB, {record.key}" + ("" if built else ": is there already")
         engines.append(BuiltEngine(record=record, built=built))
-    return BuildResult(engines=tuple(engines), shapes=choice)
+    pruned: tuple[EngineRecord, ...] = ()
+    if options.prune:
+        with progress.stage("prune engines") as stage:
+            pruned = prune_engines(opened.path)
+            size_bytes = sum(record.engine.size_bytes for record in pruned)
+            stage.note = f"{len(pruned)} of older variants removed, {size_bytes / 1e6:.1f} MB"
+    return BuildResult(engines=tuple(engines), shapes=choice, pruned=pruned)
 
 
 def select_variant(manifest: Manifest, precision: Precision) -> Variant:
@@ -135,11 +148,12 @@ def select_variant(manifest: Manifest, precision: Precision) -> Variant:
     """
     allowed = ", ".join(BUILDABLE)
     if precision not in BUILDABLE:
+        where, fix = _FOR_ONNXRUNTIME[precision]
         raise InputError(
-            f"the {precision} variant is for ONNX Runtime on the CPU and holds operators that TensorRT does not know",
+            f"the {precision} variant is for ONNX Runtime on {where} and holds operators that TensorRT does not know",
             got=precision,
             allowed=allowed,
-            fix="For int8 on a GPU: crossforge quantize BUNDLE --precision int8_qdq",
+            fix=fix,
         )
     variant = manifest.variants.get(precision)
     if variant is None:

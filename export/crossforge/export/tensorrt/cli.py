@@ -61,6 +61,9 @@ def build(
         typer.Option("--hardware-compatible", help="One engine for all targets (tensorrt: for Ampere and later)."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build again what is there.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Then remove the engines of variants that the bundle holds no more.")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -78,6 +81,7 @@ def build(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
         force=force,
+        prune=prune,
         timing_cache=_cache_folder(),
     )
     shapes = ShapeOptions(workload=workload, profiles=profiles, max_profiles=max_profiles, max_tokens=max_tokens)
@@ -86,10 +90,13 @@ def build(
         err.print(f"[dim]{escape(reason)}[/]")
     if as_json:
         engines = [_engine_document(engine.record, built=engine.built) for engine in result.engines]
-        print_json({"bundle": str(bundle), "engines": engines})
+        pruned = [{"key": record.key, "path": record.spec.path} for record in result.pruned]
+        print_json({"bundle": str(bundle), "engines": engines, "pruned": pruned})
         return
     built = sum(engine.built for engine in result.engines)
-    out.print(f"{built} built, {len(result.engines) - built} there already. Next: crossforge inspect {escape(str(bundle))}")
+    removed = f", {len(result.pruned)} removed" if prune else ""
+    counts = f"{built} built, {len(result.engines) - built} there already{removed}"
+    out.print(f"{counts}. Next: crossforge inspect {escape(str(bundle))}")
 
 
 def _parse_precision(text: str) -> Precision:

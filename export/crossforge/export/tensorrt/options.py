@@ -32,6 +32,8 @@ class BuildOptions:
     """One engine for several GPUs: Ampere and later with classic TensorRT, all of the targets with TensorRT for RTX."""
     force: bool = False
     """Build again what is there."""
+    prune: bool = False
+    """When all is built, remove the engines of variants that the bundle holds no more."""
     timing_cache: Path | None = None
     """Folder where classic TensorRT keeps the timings of kernels between builds; None keeps none."""
 

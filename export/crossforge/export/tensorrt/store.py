@@ -23,7 +23,7 @@ from crossforge.profiles import (
     IntegrityError,
 )
 from crossforge.runtime.bundle import Bundle
-from crossforge.runtime.engines import read_engine
+from crossforge.runtime.engines import read_engine, read_engines
 
 _PART = ".part"
 
@@ -77,6 +77,33 @@ def store_engine(path: Path, spec: EngineSpec, compiled: CompiledEngine, *, buil
     except OSError as error:
         raise InputError(f"cannot write to {path} ({error.strerror or error})") from error
     return record
+
+
+def prune_engines(path: Path) -> tuple[EngineRecord, ...]:
+    """Remove the engines that were built from variants which the bundle holds no more.
+
+    Of the bundle's files only those go that the manifest names and a sidecar says are such an engine. They are struck from
+    the manifest first, so that a kill leaves a bundle that verifies.
+
+    Returns:
+        The engines that were removed.
+
+    Raises:
+        BundleError: There is no bundle, or a sidecar cannot be read: nothing is removed then.
+        InputError: The bundle cannot be written to.
+    """
+    try:
+        with _locked(path):
+            bundle = Bundle.open(path)
+            stale = tuple(record for record in read_engines(bundle) if not record.is_of(bundle.manifest))
+            named = [name for record in stale for name in (record.spec.path, record.spec.record_path)]
+            names = [name for name in named if name in bundle.manifest.files]
+            _rewrite_manifest(path, dict.fromkeys(names))
+            for name in names:
+                (path / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {path} ({error.strerror or error})") from error
+    return stale
 
 
 def _record(content: bytes | memoryview) -> FileRecord:

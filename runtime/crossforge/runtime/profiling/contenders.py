@@ -28,7 +28,7 @@ from crossforge.runtime.reranker import Reranker
 
 MEANT_FOR = {
     ExecutionProvider.CPU: (Precision.FP32, Precision.INT8),
-    ExecutionProvider.CUDA: (Precision.FP32, Precision.FP16, Precision.INT8_QDQ),
+    ExecutionProvider.CUDA: (Precision.FP32, Precision.FP16, Precision.FP16_CUDA, Precision.INT8_QDQ),
     ExecutionProvider.TENSORRT: (Precision.FP32, Precision.FP16, Precision.INT8_QDQ),
 }
 """The variants that are measured on a provider without being named."""

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     BundleError,
-    DeviceMemoryError,
+    DeviceLostError,
     EngineError,
     ExecutionProvider,
     MissingPackageError,
     ProviderUnavailableError,
 )
 from crossforge.runtime.sessions.memory import MemoryLimit
+from crossforge.runtime.sessions.ort_binding import BoundRuns
+from crossforge.runtime.sessions.ort_errors import explain_failure, first_line
 
 _ERRORS_ONLY = 3
 _PROVIDER_OPTIONS: Mapping[ExecutionProvider, Mapping[str, str]] = {
@@ -27,8 +29,6 @@ _PROVIDER_OPTIONS: Mapping[ExecutionProvider, Mapping[str, str]] = {
         "use_tf32": "0",  # fp32 means fp32; whoever wants the speed has fp16, and its figures
     },
 }
-_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "CUDA failure 2:", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What ONNX Runtime's messages say when a GPU's memory is full; it has no exception of its own for that."""
 
 
 class OnnxRuntimeSession:
@@ -41,6 +41,8 @@ class OnnxRuntimeSession:
         path: The ONNX file.
         provider: Where to run. The session is refused if ONNX Runtime would run it elsewhere.
         labels: Columns that the output must have.
+        io_binding: Run through IO bindings; see :class:`~crossforge.runtime.sessions.ort_binding.BoundRuns`.
+        memory_limit_mb: Most MiB that CUDA's arena may take; None for all.
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
@@ -49,7 +51,15 @@ class OnnxRuntimeSession:
         EngineError: ONNX Runtime cannot load the file.
     """
 
-    def __init__(self, path: str | Path, *, provider: ExecutionProvider = ExecutionProvider.CPU, labels: int = 1) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        provider: ExecutionProvider = ExecutionProvider.CPU,
+        labels: int = 1,
+        io_binding: bool = False,
+        memory_limit_mb: int | None = None,
+    ) -> None:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
@@ -65,18 +75,20 @@ class OnnxRuntimeSession:
             self._session = ort.InferenceSession(
                 str(path),
                 options,
-                providers=[(provider.onnxruntime_name, _PROVIDER_OPTIONS.get(provider, {}))],
+                providers=[(provider.onnxruntime_name, provider_options(provider, memory_limit_mb=memory_limit_mb))],
                 # Large batches lose to the fused kernel what they win by other fusions (docs/cpu.md).
                 disabled_optimizers=None if on_gpu else ["SkipLayerNormFusion"],
                 enable_fallback=0,
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this
-            raise EngineError(f"ONNX Runtime cannot load {path} ({_first_line(error)})") from error
+            raise EngineError(f"ONNX Runtime cannot load {path} ({first_line(error)})") from error
         self._session.disable_fallback()
         self._memory = MemoryLimit() if on_gpu else None
+        self._lost: DeviceLostError | None = None
         self._provider = self._check_provider(provider)
         self._inputs = {spec.name: spec for spec in self._session.get_inputs()}
         self._check_signature(path, labels)
+        self._bound = BoundRuns(self._session, labels) if io_binding else None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -95,16 +107,25 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Free the model."""
         self._session = None
+        if self._bound is not None:
+            self._bound.close()
 
     def _execute(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         if self._session is None:
             raise EngineError("the session is closed")
+        if self._lost is not None:
+            raise DeviceLostError(self._lost.what, fix="Start a new process.") from self._lost
         try:
+            if self._bound is not None:
+                return self._bound.run(batch)
             (logits,) = self._session.run(None, dict(batch))
-        except Exception as error:
-            if self._memory is not None and any(words in str(error) for words in _OUT_OF_MEMORY):
-                raise DeviceMemoryError("the GPU has no memory left", got=_first_line(error)) from error
-            raise EngineError(f"ONNX Runtime failed on a batch ({_first_line(error)})") from error
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+            if self._memory is None:
+                raise EngineError(f"ONNX Runtime failed on a batch ({first_line(error)})") from error
+            failure = explain_failure(error)
+            if isinstance(failure, DeviceLostError):
+                self._lost = failure
+            raise failure from error
         return np.asarray(logits, dtype=np.float32)
 
     def _check_provider(self, wanted: ExecutionProvider) -> ExecutionProvider:
@@ -136,14 +157,22 @@ class OnnxRuntimeSession:
             )
 
 
+def provider_options(provider: ExecutionProvider, *, memory_limit_mb: int | None = None) -> dict[str, str]:
+    """What ONNX Runtime is told of a provider.
+
+    Args:
+        provider: Which.
+        memory_limit_mb: Most MiB that CUDA's arena may take; None for all. Means nothing to other providers.
+    """
+    options = dict(_PROVIDER_OPTIONS.get(provider, {}))
+    if provider is ExecutionProvider.CUDA and memory_limit_mb is not None:
+        options["gpu_mem_limit"] = str(memory_limit_mb * 2**20)
+    return options
+
+
 def import_onnxruntime() -> ModuleType:
     """Import onnxruntime, or say which extra brings it."""
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise MissingPackageError("onnxruntime", extra="cpu", purpose="Running a bundle") from error
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

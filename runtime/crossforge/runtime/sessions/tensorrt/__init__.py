@@ -14,7 +14,7 @@ __all__ = ["Lane", "TensorRTSession", "open_tensorrt_session"]
 
 
 def open_tensorrt_session(
-    path: Path, record: EngineRecord, *, lanes: int = 1, allow_host_code: bool = False
+    path: Path, record: EngineRecord, *, lanes: int = 1, allow_host_code: bool = False, cuda_graphs: bool = False
 ) -> TensorRTSession:
     """Load an engine on this machine's first GPU.
 
@@ -23,6 +23,7 @@ def open_tensorrt_session(
         record: Its sidecar.
         lanes: Batches that may run at the same time, each with buffers of its own.
         allow_host_code: Load an engine that embeds code for the host.
+        cuda_graphs: Replay the shapes that come most often as CUDA graphs.
 
     Raises:
         MissingPackageError: TensorRT or cuda-bindings is not installed.
@@ -32,5 +33,7 @@ def open_tensorrt_session(
     cuda = Cuda(import_cudart(record.spec.backend.extra))  # first: TensorRT may crash where there is no device
     engine = load_engine(path, import_tensorrt(record.spec.backend), allow_host_code=allow_host_code)
     return TensorRTSession(
-        [EngineLane(engine, cuda) for _ in range(lanes)], engine.profiles, [tensor.name for tensor in engine.inputs]
+        [EngineLane(engine, cuda, cuda_graphs=cuda_graphs) for _ in range(lanes)],
+        engine.profiles,
+        [tensor.name for tensor in engine.inputs],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -18,24 +19,9 @@ from crossforge.profiles import (
     MissingPackageError,
     ProviderUnavailableError,
 )
+from crossforge.runtime.sessions.cuda_errors import OUT_OF_MEMORY, STICKY
 
 _SUCCESS = 0
-_OUT_OF_MEMORY = 2
-_STICKY = {
-    46: "the device is busy or unavailable",
-    214: "uncorrectable memory error",
-    220: "the NVLink failed",
-    700: "illegal memory access",
-    702: "a kernel ran too long",
-    709: "the context is destroyed",
-    710: "a device assertion failed",
-    714: "hardware stack error",
-    715: "illegal instruction",
-    716: "misaligned address",
-    718: "invalid program counter",
-    719: "a kernel failed",
-}
-"""Errors after which CUDA answers every call with the same error, as ``cudaError_t`` numbers them."""
 _NON_BLOCKING = 1
 
 
@@ -76,12 +62,13 @@ class Cuda:
         """
         status, *values = getattr(self._cudart, name)(*arguments)
         code = int(status)
-        if code == _OUT_OF_MEMORY:
+        if code == OUT_OF_MEMORY:
             self._cudart.cudaGetLastError()  # or the next call would report it again
             raise DeviceMemoryError("the GPU has no memory left", got=f"{name}{arguments}")
-        if code in _STICKY:
-            raise DeviceLostError(f"the GPU is lost: {_STICKY[code]}", got=f"CUDA error {code} in {name}")
+        if code in STICKY:
+            raise DeviceLostError(f"the GPU is lost: {STICKY[code]}", got=f"CUDA error {code} in {name}")
         if code != _SUCCESS:
+            self._cudart.cudaGetLastError()
             raise EngineError("CUDA failed", got=f"error {code} in {name}")
         return values[0] if values else None
 
@@ -97,6 +84,42 @@ class Cuda:
     def synchronize(self, stream: Any) -> None:
         """Wait until everything on a stream is done."""
         self.call("cudaStreamSynchronize", stream)
+
+    def capture(self, stream: Any, enqueue: Callable[[], None]) -> Any:
+        """Record what is put on a stream, instead of running it.
+
+        Args:
+            stream: Nothing may be running on it.
+            enqueue: Puts work on it, and neither waits nor allocates.
+
+        Returns:
+            A graph to launch, of the caller.
+
+        Raises:
+            EngineError: CUDA cannot record it, or ``enqueue`` failed. The stream is usable as before.
+        """
+        # Of this thread alone: others may allocate meanwhile.
+        self.call("cudaStreamBeginCapture", stream, self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            enqueue()
+        except BaseException:
+            with contextlib.suppress(EngineError):
+                self.call("cudaGraphDestroy", self.call("cudaStreamEndCapture", stream))
+            raise
+        recorded = self.call("cudaStreamEndCapture", stream)
+        try:
+            return self.call("cudaGraphInstantiate", recorded, 0)
+        finally:
+            self.call("cudaGraphDestroy", recorded)
+
+    def launch(self, graph: Any, stream: Any) -> None:
+        """Run what was recorded."""
+        self.call("cudaGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: Any) -> None:
+        """Destroy what :meth:`capture` gave; it must not be running."""
+        with contextlib.suppress(DeviceLostError):
+            self.call("cudaGraphExecDestroy", graph)
 
     def copy_in(self, device: int, host: NDArray[np.generic], stream: Any) -> None:
         """Copy an array of pinned memory to the device, in the stream's order."""

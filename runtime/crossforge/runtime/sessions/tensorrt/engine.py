@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from crossforge.profiles import EngineBackend, EngineError, MissingPackageError, OptimizationProfile, ShapeRange
+from crossforge.profiles import (
+    DeviceMemoryError,
+    EngineBackend,
+    EngineError,
+    MissingPackageError,
+    OptimizationProfile,
+    ShapeRange,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,11 @@ class LoadedEngine:
     output: Tensor
     labels: int
     profiles: tuple[OptimizationProfile, ...]
+
+    @property
+    def records_graphs(self) -> bool:
+        """Whether its runtime records CUDA graphs by itself, as TensorRT for RTX does from 1.2 on."""
+        return hasattr(self.trt, "CudaGraphStrategy")
 
 
 def import_tensorrt(backend: EngineBackend) -> Any:
@@ -87,3 +99,29 @@ def _read_profile(handle: Any, name: str, index: int) -> OptimizationProfile:
     shapes = [tuple(int(size) for size in shape) for shape in handle.get_tensor_profile_shape(name, index)]
     batch, sequence = (ShapeRange(min=low, opt=best, max=high) for low, best, high in zip(*shapes, strict=True))
     return OptimizationProfile(batch_size=batch, sequence_length=sequence)
+
+
+def create_context(engine: LoadedEngine, *, cuda_graphs: bool = False) -> Any:
+    """An ``IExecutionContext`` whose scratch memory the caller gives.
+
+    Args:
+        engine: What it runs.
+        cuda_graphs: Have TensorRT for RTX record CUDA graphs by itself; see :attr:`LoadedEngine.records_graphs`.
+
+    Raises:
+        DeviceMemoryError: There is no memory for it.
+        EngineError: TensorRT does not take the setting.
+    """
+    trt, strategy = engine.trt, engine.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if cuda_graphs:
+        config = engine.handle.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.cuda_graph_strategy = wanted = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if config.cuda_graph_strategy != wanted:
+            raise EngineError("TensorRT for RTX refused CUDA graphs", fix="Switch cuda_graphs off.")
+        context = engine.handle.create_execution_context(config)
+    else:
+        context = engine.handle.create_execution_context(strategy)
+    if context is None:
+        raise DeviceMemoryError("TensorRT could not create an execution context")
+    return context
