@@ -30,6 +30,7 @@ class Load:
     """Neither answered nor refused."""
     seconds: float = 0.0
     generator_cpu_s: float = 0.0
+    server_cpu_s: float = 0.0
 
     def latencies_ms(self, status: int = 200) -> np.ndarray:
         return np.asarray([answer.seconds * 1e3 for answer in self.answers if answer.status == status])
