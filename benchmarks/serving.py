@@ -258,9 +258,17 @@ def tell(result: dict[str, object]) -> None:
         for key, value in result.items():
             print(f"{key:20} {value:.1f}" if isinstance(value, float) else f"{key:20} {value}")
         return
-    print(
-        "| passages | server | requests/s | pairs/s | p50, ms | p99, ms | CPU, ms a pair | crossforge is faster by (min-max) |"
-    )
+    heads = [
+        "passages",
+        "server",
+        "requests/s",
+        "pairs/s",
+        "p50, ms",
+        "p99, ms",
+        "CPU, ms a pair",
+        "crossforge is faster by",
+    ]
+    print(f"| {' | '.join(heads)} (min-max) |")
     print("|---|---|---|---|---|---|---|---|")
     for row in result["rows"]:  # type: ignore[attr-defined]
         ratio = f"{row['crossforge_is_faster_by']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f})"
