@@ -20,12 +20,11 @@ from crossforge.runtime import FakeSession, Reranker
 from crossforge.runtime.serving.models import ModelSpec, load_models
 from crossforge.runtime.serving.settings import ServiceSettings
 from support.builders import fake_reranker
-from support.serving import fake_service, gated_service, running
+from support.serving import WARM_UP_BATCHES, fake_service, gated_service, running
 from support.sessions import WAIT_S
 
 QUERY = "where is the city"
 WORDS = ("the", "city", "berlin", "query", "passage", "people", "live", "where", "is", "a", "b", "c")
-WARM_UP_BATCHES = 2
 
 
 class DyingSession(FakeSession):
