@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from crossforge.export.latency_page import LoadPoint, write_latency_page, write_latency_picture
+from crossforge.export.latency_page import write_latency_page, write_latency_picture
 from crossforge.export.latency_page.plotted import (
     BETWEEN_STAGES,
+    CUT_SHORT,
     Names,
     chosen_cells,
     latency_records,
+    load_records,
     log_ticks,
     pareto_front,
     quality_records,
@@ -22,15 +24,21 @@ from crossforge.export.latency_page.plotted import (
     stage_records,
 )
 from crossforge.profiles import InputError, MissingPackageError, Precision
+from crossforge.runtime.profiling.load_report import Outcome
 from crossforge.runtime.profiling.report import Skipped
 from support.chromium import open_page, require_chromium
-from support.latency import LENGTHS, make_latency_report, make_latency_row, make_variant_facts, on_another_provider
+from support.latency import (
+    LENGTHS,
+    make_latency_report,
+    make_latency_row,
+    make_load_curve,
+    make_load_run,
+    make_variant_facts,
+    on_another_provider,
+)
 
 FIGURES = ("latency", "heat-map", "stages", "trade-off")
-LOAD = tuple(
-    LoadPoint(rate_per_s=rate, p50_ms=9 / (1 - rate / 60), p90_ms=15 / (1 - rate / 60), p99_ms=24 / (1 - rate / 60))
-    for rate in (5, 10, 20, 30, 40, 50)
-)
+LOAD = make_load_curve()
 
 
 class Elements(HTMLParser):
@@ -62,7 +70,7 @@ class Elements(HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "latency.html"
-    write_latency_page(make_latency_report(), path, load=LOAD, slo_ms=50)
+    write_latency_page(make_latency_report(load=LOAD), path)
     return path
 
 
@@ -103,7 +111,7 @@ def test_the_page_has_a_place_and_a_specification_for_every_figure(elements: Ele
 def test_the_page_shows_every_row_and_variant(elements: Elements) -> None:
     report = make_latency_report()
     cells = {cell.strip() for cell in elements.text["td"]}
-    assert len(elements.text["tr"]) == 3 + len(report.rows) + len(report.variants) + len(report.skipped)
+    assert len(elements.text["tr"]) == 4 + len(report.rows) + len(report.variants) + len(report.skipped) + len(LOAD.runs)
     for row in report.rows:
         assert {f"{row.percentile_ms(percent):,.2f}" for percent in (50, 90, 95, 99)} <= cells
     assert {"90.9 MB", "0.9842", "0.4196", "61%"} <= cells
@@ -140,10 +148,56 @@ def test_a_report_of_one_call_is_a_page(tmp_path: Path) -> None:
     write_latency_page(report, path)
     found = Elements(path.read_text(encoding="utf-8"))
     assert {"latency", "heat-map", "stages"} <= found.ids()
-    assert not {"trade-off", "load", "skipped"} & found.ids()
+    assert not {"trade-off", "load", "runs", "skipped"} & found.ids()
 
 
-def test_a_report_without_rows_is_refused(tmp_path: Path) -> None:
+def test_load_alone_is_a_page_and_a_picture(tmp_path: Path) -> None:
+    report = make_latency_report(
+        source="http://localhost:8080",
+        weights_sha256=None,
+        peak_resident_bytes=None,
+        import_ms=None,
+        variants=(),
+        rows=(),
+        skipped=(),
+        load=LOAD,
+    )
+    write_latency_page(report, tmp_path / "latency.html")
+    write_latency_picture(report, tmp_path / "latency.png")
+    found = Elements((tmp_path / "latency.html").read_text(encoding="utf-8"))
+
+    assert {"load", "runs"} <= found.ids()
+    assert not {*FIGURES, "rows", "variants"} & found.ids()
+    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_load_without_an_answer_is_a_table_and_no_plot(tmp_path: Path) -> None:
+    run = make_load_run(10, outcomes=(Outcome.REJECTED,) * 20, errors={"OverloadedError": 20})
+    write_latency_page(make_latency_report(load=make_load_curve(runs=(run,))), tmp_path / "latency.html")
+    found = Elements((tmp_path / "latency.html").read_text(encoding="utf-8"))
+
+    assert "runs" in found.ids()
+    assert "load" not in found.ids()
+
+
+def test_the_load_curve_shows_the_percentiles_of_every_run_by_rate() -> None:
+    records = load_records(LOAD)
+    by_rate = {run.rate_per_s: run for run in LOAD.runs}
+
+    assert [record["rate"] for record in records[::3]] == [5, 10, 20, 30, 40, 50]
+    for record in records:
+        percent = int(record["percentile"].removeprefix("p"))
+        assert record["ms"] == pytest.approx(by_rate[record["rate"]].percentile_ms(percent), rel=1e-4)
+    assert {record["rate"] for record in records if record["run"] == CUT_SHORT} == {50}
+
+
+def test_the_caption_of_the_load_says_which_rate_keeps_the_objective(elements: Elements) -> None:
+    (caption,) = [text for text in elements.text["figcaption"] if "Requests arrive" in text]
+    assert LOAD.max_rate_per_s == 20
+    assert "what 99 of 100 must keep, 50 ms: 20 requests/s do." in caption
+
+
+def test_a_report_with_nothing_to_show_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no row"):
         write_latency_page(make_latency_report(rows=()), tmp_path / "latency.html")
 
@@ -162,16 +216,18 @@ def test_a_missing_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_picture_is_written_without_a_browser(tmp_path: Path) -> None:
     for theme in ("light", "dark"):
-        write_latency_picture(make_latency_report(), tmp_path / f"{theme}.png", theme=theme, load=LOAD)
+        write_latency_picture(make_latency_report(load=LOAD), tmp_path / f"{theme}.png", theme=theme)
         assert (tmp_path / f"{theme}.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="light, dark"):
         write_latency_picture(make_latency_report(), tmp_path / "no.png", theme="sepia")
 
 
-def test_variants_are_named_by_precision_and_by_provider_where_there_are_several() -> None:
+def test_variants_are_named_by_precision_provider_where_there_are_several_and_deployment() -> None:
     report = make_latency_report()
     assert Names(report).all == ("fp32", "fp16", "int8")
     assert Names(on_another_provider(report, "cuda")).all[-1] == "int8 · cuda"
+    tuned = tuple(replace(row, deployment="deployment.toml") for row in report.rows if row.precision is Precision.INT8)
+    assert Names(replace(report, rows=report.rows + tuned)).all == ("fp32", "fp16", "int8", "int8 · deployment.toml")
 
 
 def test_plotted_percentiles_are_those_of_the_samples() -> None:
@@ -239,9 +295,9 @@ def test_a_logarithmic_axis_is_labelled_within_its_values() -> None:
 @pytest.mark.parametrize("many", [False, True], ids=["three variants", "six variants"])
 def test_a_browser_draws_every_figure_in_light_and_dark(tmp_path: Path, many: bool) -> None:
     require_chromium()
-    report = make_latency_report()
+    report = make_latency_report(load=LOAD)
     path = tmp_path / "latency.html"
-    write_latency_page(on_another_provider(report, "cuda") if many else report, path, load=LOAD, slo_ms=50)
+    write_latency_page(on_another_provider(report, "cuda") if many else report, path)
     with open_page(tmp_path) as tab:
         backgrounds = set()
         for scheme in ("light", "dark"):
@@ -261,6 +317,8 @@ def test_a_browser_draws_every_figure_in_light_and_dark(tmp_path: Path, many: bo
         for key in ("latency", "heat-map", "trade-off"):
             shown = "document.querySelector('#vg-tooltip-element.visible')?.innerText.includes('pairs/s')"
             tab.hover(f"#{key} path[aria-label*='pairs/s']", until=shown)
+        shown = "document.querySelector('#vg-tooltip-element.visible')?.innerText.includes('not answered')"
+        tab.hover("#load path[aria-label*='not answered']", until=shown)
         assert tab.console() == []
         assert [address for address in tab.requests() if not address.startswith(("file:", "data:"))] == []
 

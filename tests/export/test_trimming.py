@@ -29,7 +29,7 @@ from crossforge.runtime import Reranker
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.progress import Silent, Stage
 from crossforge.runtime.records import Passage, QueryRecord
-from crossforge.runtime.reranker import ScoredPairs
+from crossforge.runtime.scored import ScoredPairs
 from crossforge.runtime.tokenization import load_tokenizer
 from crossforge.runtime.verification import verify_bundle
 from support.builders import read_manifest, record_again, write_manifest

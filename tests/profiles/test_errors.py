@@ -86,6 +86,12 @@ def test_a_missing_package_answers_with_its_install_line() -> None:
     )
 
 
+def test_a_missing_package_that_no_extra_brings_is_named_itself() -> None:
+    assert str(MissingPackageError("torch", extra=None, purpose="Returning tensors")) == (
+        "Returning tensors needs the package torch, which is not installed. Run: pip install torch"
+    )
+
+
 def test_the_docstring_draws_the_whole_tree() -> None:
     drawn: dict[str, str | None] = {}
     ancestors: list[str] = []

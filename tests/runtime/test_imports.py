@@ -15,6 +15,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ROOTS = [REPOSITORY / name for name in ("export", "runtime", "profiles")]
 HEAVY = ("torch", "transformers", "optimum", "onnx", "sentence_transformers")
 BLOCKED = ("onnxruntime", "torch", "optimum", "onnx")
+FRAMEWORKS = {f"crossforge.runtime.adapters.{name}" for name in ("langchain", "llama_index", "haystack")}
+"""Modules that cannot be without their framework; what they say then is tested in ``adapters/test_local.py``."""
 
 
 def modules_of(root: Path) -> list[str]:
@@ -39,12 +41,32 @@ def run_python(code: str, *arguments: str) -> str:
 def test_scoring_a_bundle_imports_nothing_heavy(tmp_path: Path) -> None:
     code = f"""
 import sys
-from crossforge.runtime import Reranker
+from crossforge.runtime import CrossEncoder, Reranker
 with Reranker.load(sys.argv[1], check_golden=True) as reranker:
     assert len(reranker.rank("where is the city", ["berlin", "a passage"])) == 2
+with CrossEncoder(sys.argv[1]) as model:
+    assert len(model.rank("where is the city", ["berlin", "a passage"], activation_fn="identity")) == 2
 print(*(name for name in {HEAVY} if name in sys.modules))
 """
     assert run_python(code, str(write_bundle(tmp_path))).split() == []
+
+
+def test_tensors_where_torch_is_missing_answer_with_a_pip_line(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+from crossforge.runtime import CrossEncoder, CrossforgeError
+pair = ("where is the city", "berlin")
+with CrossEncoder(sys.argv[1]) as model:
+    for options in ({"convert_to_tensor": True}, {"convert_to_numpy": False}, {"activation_fn": abs}):
+        try:
+            model.predict([pair], **options)
+        except CrossforgeError as error:
+            print(error)
+"""
+    returning = "Returning tensors needs the package torch, which is not installed. Run: pip install torch"
+    calling = "Calling an activation function needs the package torch, which is not installed. Run: pip install torch"
+    assert run_python(code, str(write_bundle(tmp_path))).splitlines() == [returning, returning, calling]
 
 
 def test_importing_the_runtime_does_not_import_its_engine() -> None:
@@ -56,7 +78,7 @@ def test_importing_the_runtime_does_not_import_its_engine() -> None:
 
 @pytest.mark.parametrize("root", ["profiles", "runtime"])
 def test_every_module_imports_where_no_engine_is_installed(root: str) -> None:
-    modules = modules_of(REPOSITORY / root)
+    modules = [name for name in modules_of(REPOSITORY / root) if name not in FRAMEWORKS]
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({BLOCKED}))

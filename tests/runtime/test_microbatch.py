@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossforge.profiles import CostModel, InputError, Truncation, TruncationSide, TruncationWarning
+from crossforge.profiles import CostModel, InputError, Truncation, TruncationSide, TruncationWarning, UnknownTokensWarning
 from crossforge.runtime import EncodedPairs, FakeSession, Reranker, ScoredPairs
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
@@ -76,10 +76,10 @@ def test_every_pair_is_scored_once_and_lands_in_its_request(
 def test_the_result_tells_what_the_reranker_tells() -> None:
     long = "city " * 100
     with fake_reranker(budget_tokens=16) as reranker, MicroBatcher(reranker) as batcher:
-        expected = reranker.score_pairs([(QUERY, "the city"), (QUERY, long), ("query", "\N{CITYSCAPE}")])
-        scored = batcher.submit_pairs([(QUERY, "the city"), (QUERY, long), ("query", "\N{CITYSCAPE}")]).result(WAIT_S)
+        expected = reranker.score_pairs([(QUERY, "the city"), (QUERY, long), ("query", "\N{CITYSCAPE} жж")])
+        scored = batcher.submit_pairs([(QUERY, "the city"), (QUERY, long), ("query", "\N{CITYSCAPE} жж")]).result(WAIT_S)
 
-    for name in ("logits", "truncated", "query_truncated", "unknown_tokens", "token_counts"):
+    for name in ("logits", "truncated", "query_truncated", "unknown_tokens", "mostly_unknown", "token_counts"):
         np.testing.assert_array_equal(getattr(scored, name), getattr(expected, name))
     assert (scored.batches, scored.padding_waste) == (expected.batches, expected.padding_waste)
 
@@ -223,6 +223,13 @@ def test_a_coroutine_warns_of_text_that_was_cut() -> None:
             asyncio.run(ask())
 
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_coroutine_warns_of_text_that_the_model_cannot_read() -> None:
+    with fake_reranker() as reranker, MicroBatcher(reranker) as batcher:
+        for ask in (batcher.score, batcher.rank):
+            with pytest.warns(UnknownTokensWarning, match=r"^1 of 2 pairs are mostly text that the model has no token for"):
+                asyncio.run(ask(QUERY, ["berlin", "ж жж"]))
 
 
 def test_errors_reach_whoever_awaits() -> None:

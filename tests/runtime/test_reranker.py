@@ -19,6 +19,7 @@ from crossforge.profiles import (
     Truncation,
     TruncationSide,
     TruncationWarning,
+    UnknownTokensWarning,
 )
 from crossforge.runtime import FakeSession, RankedPassage
 from support.builders import fake_reranker, make_manifest, make_scoring
@@ -133,6 +134,29 @@ def test_everything_about_pairs_is_told() -> None:
     assert scored.logits.shape == (3, 1)
     assert not scored.truncated.any()
     assert not scored.query_truncated.any()
+
+
+def test_text_that_the_model_cannot_read_is_warned_of() -> None:
+    passages = ["the city", "ж жж", "the \N{CITYSCAPE} \N{CITYSCAPE} \N{CITYSCAPE}"]
+    words = r"^1 of 3 pairs are mostly text that the model has no token for"
+    with fake_reranker() as reranker:
+        with pytest.warns(UnknownTokensWarning, match=words) as of_rank:
+            reranker.rank(QUERY, passages)
+        with pytest.warns(UnknownTokensWarning, match=words) as of_score:
+            reranker.score(QUERY, passages)
+        with pytest.warns(UnknownTokensWarning, match=words) as of_predict:
+            reranker.predict([(QUERY, passage) for passage in passages])
+        with pytest.warns(UnknownTokensWarning, match="^2 of 2"):
+            reranker.rank("ж жж", passages[::2])
+        scored = reranker.score_pairs([(QUERY, passage) for passage in passages])
+
+    assert {warning.filename for caught in (of_rank, of_score, of_predict) for warning in caught} == {__file__}
+    assert scored.mostly_unknown.tolist() == [False, True, False]
+
+
+def test_emoji_are_no_reason_to_warn() -> None:
+    with fake_reranker() as reranker:  # a warning would fail the test
+        reranker.rank("where is the city \N{CITYSCAPE}", ["the city", "\N{CITYSCAPE}", "\N{CITYSCAPE} \N{CITYSCAPE} city"])
 
 
 @pytest.mark.parametrize(("workers", "batches"), [(1, 1), (2, 2), (4, 4), (9, 6)])

@@ -191,6 +191,26 @@ def test_only_unknown_tokens_that_the_model_reads_are_counted() -> None:
     assert pairs.unknown_tokens.tolist() == [TRUNCATION.max_length - 2 - BERT_TEMPLATE.special_token_count]
 
 
+@pytest.mark.parametrize(
+    ("text", "mostly"),
+    [
+        ("ж жж", True),
+        ("the ж жж", True),
+        ("the city ж жж", False),  # half
+        ("", False),
+        ("\N{CITYSCAPE}", False),
+        ("the \N{CITYSCAPE} \N{CITYSCAPE} \N{CITYSCAPE}", False),
+        ("the ж жж \N{CITYSCAPE}", True),
+    ],
+)
+def test_a_text_is_mostly_unknown_if_more_than_half_of_its_words_are(text: str, mostly: bool) -> None:
+    tokenizer = make_pair_tokenizer()
+
+    assert tokenizer.encode("the city", [text, "city"]).mostly_unknown.tolist() == [mostly, False]
+    if text:
+        assert tokenizer.encode(text, ["the city", "city"]).mostly_unknown.tolist() == [mostly, mostly]
+
+
 def test_a_tokenizer_that_spells_bytes_knows_everything() -> None:
     assert make_pair_tokenizer("roberta").encode("\N{CITYSCAPE}", UNKNOWN_TEXTS).unknown_tokens.tolist() == [0] * 6
 

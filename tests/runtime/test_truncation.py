@@ -65,6 +65,35 @@ def test_a_passage_is_cut_as_the_tokenizer_cuts_only_the_second(
     assert bool(pairs.truncated[0]) == bool(encoding.overflowing)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@given(query=words.filter(bool), passages=st.lists(words, max_size=3), limit=limits, side=sides)
+@no_deadline
+def test_what_is_read_of_a_text_ends_where_the_first_lost_token_begins(
+    family: str, query: str, passages: list[str], limit: tuple[int, int], side: TruncationSide
+) -> None:
+    truncation = make_truncation(family, *limit, side)
+    real, tokenizer = make_tokenizer(family), PairTokenizer(make_tokenizer(family), TEMPLATES[family], truncation)
+    pairs = tokenizer.encode(query, passages)
+
+    spans = tokenizer.read_spans(query, passages)
+
+    kept_query = keep(real.encode(query, add_special_tokens=False).ids, truncation.query_max_length, side)
+    for text, kept, (start, end) in zip(
+        [query, *passages], [kept_query, *(ids.tolist() for ids in pairs.passages)], spans, strict=True
+    ):
+        encoding = real.encode(text, add_special_tokens=False)
+        lost = len(encoding.ids) - len(kept)
+        if side is TruncationSide.RIGHT:
+            kept_tokens, lost_tokens = encoding.offsets[: len(kept)], encoding.offsets[len(kept) :]
+            assert all(first >= end for first, _ in lost_tokens)
+        else:
+            kept_tokens, lost_tokens = encoding.offsets[lost:], encoding.offsets[:lost]
+            assert all(last <= start for _, last in lost_tokens)
+        # A character that a kept token shares with a lost one was not read.
+        assert all(start - 1 <= first and last <= end + 1 for first, last in kept_tokens)
+        assert (start, end) == (0, len(text)) or lost
+
+
 @pytest.mark.parametrize(
     ("side", "kept"), [(TruncationSide.RIGHT, ["the", "city", "where"]), (TruncationSide.LEFT, ["people", "live", "is"])]
 )

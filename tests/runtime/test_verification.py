@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from crossforge.profiles import BundleNotFoundError, Precision
+from crossforge.profiles import (
+    BundleNotFoundError,
+    DeploymentProfile,
+    ExecutionProvider,
+    Precision,
+    ProviderUnavailableError,
+)
 from crossforge.runtime.progress import Stage
 from crossforge.runtime.verification import verify_bundle
 from support.builders import read_manifest, record_again, write_bundle, write_manifest
@@ -140,6 +146,36 @@ def test_a_tokenizer_with_other_words_does_not_reproduce_the_golden_scores(tmp_p
 
     assert verification.damaged_files == ()
     assert verification.variants[0].problem is not None
+
+
+def test_what_a_deployment_profile_runs_is_checked_as_it_runs(tmp_path: Path) -> None:
+    write_two_variants(tmp_path)
+    progress = NotedStages()
+    deployment = DeploymentProfile(precision=INT8, providers=(ExecutionProvider.CPU,), workers=1, budget_tokens=40)
+    verification = verify_bundle(tmp_path, deployment=deployment, progress=progress)
+
+    assert verification.passed
+    assert verification.deployed is not None
+    assert verification.deployed.precision is INT8
+    assert progress.stages[-1][0] == "score golden pairs as deployed, int8 on cpu"
+
+
+def test_a_deployment_that_does_not_reproduce_the_golden_scores_fails(tmp_path: Path) -> None:
+    write_two_variants(tmp_path)
+    (tmp_path / "onnx/model_int8.onnx").write_bytes(b"garbage")
+    record_again(tmp_path, "onnx/model_int8.onnx")
+    verification = verify_bundle(tmp_path, deployment=DeploymentProfile(precision=INT8))
+
+    assert verification.deployed is not None
+    assert "ONNX Runtime cannot load" in str(verification.deployed.problem)
+    assert len(verification.problems) == 2
+    assert not verification.passed
+
+
+def test_a_deployment_of_providers_that_are_not_here_is_no_verdict(tmp_path: Path) -> None:
+    write_two_variants(tmp_path)
+    with pytest.raises(ProviderUnavailableError):
+        verify_bundle(tmp_path, deployment=DeploymentProfile(providers=(ExecutionProvider.TENSORRT,)))
 
 
 def test_there_must_be_a_bundle_to_verify(tmp_path: Path) -> None:

@@ -88,7 +88,31 @@ class Page:
         """
         self.wait_for(until, doing=lambda: self._point_at(selector))
 
+    def click(self, selector: str) -> None:
+        """Press and release the mouse on the element that a selector finds."""
+        x, y = self._centre_of(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def type(self, selector: str, text: str) -> None:
+        """Put the focus into a field and type over what it holds."""
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
+        self.send("Input.insertText", text=text)
+
+    def press(self, key: str, *, ctrl: bool = False) -> None:
+        """Press and release a key."""
+        code = {"Enter": 13, "Tab": 9, "ArrowRight": 39, "ArrowLeft": 37, " ": 32}[key]
+        text = {"text": "\r"} if key == "Enter" else {"text": " "} if key == " " else {}
+        common = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 2 if ctrl else 0}
+        self.send("Input.dispatchKeyEvent", type="keyDown", **common, **text)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **common)
+
     def _point_at(self, selector: str) -> None:
+        x, y = self._centre_of(selector)
+        for position in ({"x": 1, "y": 1}, {"x": x, "y": y}):
+            self.send("Input.dispatchMouseEvent", type="mouseMoved", **position)
+
+    def _centre_of(self, selector: str) -> tuple[float, float]:
         x, y = self.evaluate(
             f"""(() => {{
                 const element = [...document.querySelectorAll({json.dumps(selector)})].at(-1);
@@ -97,8 +121,7 @@ class Page:
                 return [box.x + box.width / 2, box.y + box.height / 2];
             }})()"""
         )
-        for position in ({"x": 1, "y": 1}, {"x": x, "y": y}):
-            self.send("Input.dispatchMouseEvent", type="mouseMoved", **position)
+        return x, y
 
     def console(self) -> list[dict[str, Any]]:
         """What the page printed, logged or threw so far."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from crossforge.profiles import Precision
+from crossforge.runtime.profiling.load_report import LoadCurve, LoadRun, Outcome, Slo
 from crossforge.runtime.profiling.report import LatencyReport, LatencyRow, Skipped, VariantFacts
 from support.builders import make_machine
 
@@ -49,6 +50,8 @@ def make_variant_facts(precision: Precision, *, provider: str = "cpu", **overrid
     facts: dict[str, Any] = {
         "provider": provider,
         "precision": precision,
+        "workers": 2,
+        "budget_tokens": 384,
         "size_bytes": size_bytes,
         "load_ms": size_bytes / 5e5,
         "first_call_ms": 7.4,
@@ -83,6 +86,35 @@ def make_latency_report(**overrides: Any) -> LatencyReport:
         ),
     }
     return LatencyReport(**facts | overrides)
+
+
+def make_load_run(rate_per_s: float, **overrides: Any) -> LoadRun:
+    """Two seconds of requests whose latencies grow with the rate, up to 60 requests a second."""
+    noise = np.random.default_rng(round(rate_per_s))
+    intended = np.sort(noise.uniform(0.0, 2.0, round(2 * rate_per_s)))
+    latencies = noise.lognormal(0.0, 0.5, len(intended)) * 0.009 / (1 - rate_per_s / 60)
+    columns: dict[str, Any] = {
+        "rate_per_s": rate_per_s,
+        "duration_s": 2.0,
+        "seed": 0,
+        "stopped_early": False,
+        "intended_s": tuple(intended.tolist()),
+        "sent_s": tuple(intended.tolist()),
+        "finished_s": tuple((intended + latencies).tolist()),
+        "outcomes": (Outcome.ANSWERED,) * len(intended),
+        "errors": {},
+    }
+    return LoadRun(**columns | overrides)
+
+
+def make_load_curve(**overrides: Any) -> LoadCurve:
+    facts: dict[str, Any] = {
+        "service": "int8 on cpu",
+        "requests": "20 candidates of 128 tokens",
+        "slo": Slo(latency_ms=50),
+        "runs": tuple(make_load_run(rate, stopped_early=rate == 50) for rate in (5, 10, 20, 50, 30, 40)),
+    }
+    return LoadCurve(**facts | overrides)
 
 
 def on_another_provider(report: LatencyReport, provider: str) -> LatencyReport:

@@ -27,6 +27,8 @@ def make_facts(**overrides: Any) -> VariantFacts:
     fields: dict[str, Any] = {
         "provider": "cpu",
         "precision": Precision.FP32,
+        "workers": 2,
+        "budget_tokens": 384,
         "size_bytes": 91_000_000,
         "load_ms": 250.0,
         "first_call_ms": 10.0,

@@ -12,7 +12,7 @@ import numpy as np
 from crossforge.export.parity import rank_agreement
 from crossforge.export.quality import Difference, Quality, Scores, compare_quality, measure_quality, read_qrels
 from crossforge.export.requirements import require_extras
-from crossforge.profiles import InputError, Precision
+from crossforge.profiles import DeploymentProfile, InputError, Manifest, Precision
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.records import QueryRecord, read_run
@@ -55,6 +55,7 @@ def evaluate_bundle(
     precisions: Sequence[Precision] | None = None,
     min_relevance: int = 1,
     provider: str = "auto",
+    deployment: DeploymentProfile | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Rerank a run with a bundle's variants and measure nDCG@10, MRR@10 and recall@100 (through ir-measures).
@@ -63,9 +64,10 @@ def evaluate_bundle(
         bundle: The bundle's folder.
         run: JSON lines of ``{"qid", "query", "passages": [{"id", "text"}]}``, best first-stage rank first.
         qrels: Judgements in TREC format.
-        precisions: The variants; None takes all.
+        precisions: The variants; None takes all, or the one that ``deployment`` names and fp32 to compare it with.
         min_relevance: The lowest grade that counts as relevant for MRR and recall (nDCG uses the grades themselves).
         provider: As in :meth:`Reranker.load`.
+        deployment: How to run them. A variant that it does not name runs by the defaults where it names another.
         progress: Told of each stage.
 
     Raises:
@@ -87,14 +89,15 @@ def evaluate_bundle(
         )
     pairs = sum(len(record.passages) for record in judged)
     first_stage = {r.qid: {p.id: float(-rank) for rank, p in enumerate(r.passages)} for r in judged}
-    chosen = tuple(precisions or opened.manifest.variants)
+    chosen = tuple(precisions or _variants_of(opened.manifest, deployment))
     reference = Precision.FP32 if Precision.FP32 in chosen else chosen[0]
     scores: dict[Precision, Scores] = {}
     qualities: dict[Precision, Quality] = {}
     rates: dict[Precision, float] = {}
     for precision in chosen:
         with progress.stage(f"rerank with {precision}") as stage:
-            with Reranker.load(opened, precision=precision, provider=provider) as reranker:
+            own = deployment if deployment is not None and deployment.precision in (None, precision) else None
+            with Reranker.load(opened, precision=precision, provider=provider, deployment=own) as reranker:
                 start = time.perf_counter()
                 scored: dict[str, dict[str, float]] = {}
                 for done, record in enumerate(judged, start=1):
@@ -120,6 +123,13 @@ def evaluate_bundle(
             for precision, quality in qualities.items()
         },
     )
+
+
+def _variants_of(manifest: Manifest, deployment: DeploymentProfile | None) -> list[Precision]:
+    if deployment is None or deployment.precision is None:
+        return list(manifest.variants)
+    reference = [Precision.FP32] if Precision.FP32 in manifest.variants else []
+    return list(dict.fromkeys([*reference, deployment.precision]))
 
 
 def _score(reranker: Reranker, record: QueryRecord) -> dict[str, float]:

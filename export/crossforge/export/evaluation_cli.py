@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from crossforge.export.bundle_cli import parse_precisions
-from crossforge.runtime.cli import BundleArgument, ProviderOption
+from crossforge.runtime.cli import BundleArgument, DeploymentOption, ProviderOption, read_deployment
 from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json
 
 if TYPE_CHECKING:
@@ -27,9 +27,13 @@ def evaluate(
         Path, typer.Option(help='JSON lines of {"qid", "query", "passages": [{"id", "text"}]}.', show_default=False)
     ],
     qrels: Annotated[Path, typer.Option(help="Judgements in TREC format.", show_default=False)],
-    precision: Annotated[str | None, typer.Option(help="Variants, separated by commas.", show_default="all")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Variants, separated by commas.", show_default="all, or the deployment profile's and fp32"),
+    ] = None,
     min_relevance: Annotated[int, typer.Option(help="Lowest grade that MRR and recall count as relevant.")] = 1,
     provider: ProviderOption = "auto",
+    deployment: DeploymentOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -43,6 +47,7 @@ def evaluate(
         precisions=None if precision is None else parse_precisions(precision),
         min_relevance=min_relevance,
         provider=provider,
+        deployment=read_deployment(deployment),
         progress=TerminalProgress(),
     )
     if as_json:

@@ -38,8 +38,10 @@ from crossforge.profiles.errors import (
     ProviderUnavailableError,
     RequestTooLargeError,
     SchemaVersionError,
+    ServiceError,
     SourceError,
     TruncationWarning,
+    UnknownTokensWarning,
 )
 from crossforge.profiles.gpu import EVERYTHING_OFF, GpuOptions
 from crossforge.profiles.manifest import (
@@ -121,6 +123,7 @@ __all__ = [
     "RequestTooLargeError",
     "SchemaVersionError",
     "Scoring",
+    "ServiceError",
     "ShapeRange",
     "Source",
     "SourceError",
@@ -129,6 +132,7 @@ __all__ = [
     "Truncation",
     "TruncationSide",
     "TruncationWarning",
+    "UnknownTokensWarning",
     "Variant",
     "Workload",
     "batch_limits",

@@ -18,6 +18,7 @@
     │   └── ClosedError                what was asked has been closed
     ├── OverloadedError                the queue is full; the request was not taken
     ├── DeadlineError                  the request's deadline passed before it was computed
+    ├── ServiceError                   a service that was asked over HTTP gave no ranking
     ├── GateError                      the work was done and the verdict is no
     └── MachineError                   this machine cannot
         ├── MissingPackageError
@@ -25,7 +26,8 @@
 
     CrossforgeWarning
     ├── ProviderFallbackWarning        another execution provider runs than the one that was wanted
-    └── TruncationWarning              text was cut, and the return value has no place to say so
+    ├── TruncationWarning              text was cut, and the return value has no place to say so
+    └── UnknownTokensWarning           most of a text is nothing that the model has a token for
 
 A message has four parts: what happened, what was got, what is allowed, what to do.
 """
@@ -151,6 +153,27 @@ class DeadlineError(CrossforgeError):
     exit_code = 1
 
 
+class ServiceError(CrossforgeError):
+    """A service that was asked over HTTP answered otherwise than a reranker does, or not at all.
+
+    Args:
+        what: As for every error, and so are ``got``, ``allowed`` and ``fix``.
+        kind: In a word or two, to count failures by: such as ``HTTP 500``.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        kind: str,
+        got: object | None = None,
+        allowed: object | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.kind = kind
+        super().__init__(what, got=got, allowed=allowed, fix=fix)
+
+
 class GateError(CrossforgeError):
     """A check ran to its end and the answer is no."""
 
@@ -168,16 +191,16 @@ class MissingPackageError(MachineError):
 
     Args:
         package: The distribution that could not be imported.
-        extra: The crossforge extra that brings it.
+        extra: The crossforge extra that brings it; None where it is of use to a caller who has it anyway.
         purpose: What it was needed for.
     """
 
-    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, *, extra: str | None, purpose: str) -> None:
         self.package = package
         self.extra = extra
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed",
-            fix=f'Run: pip install "crossforge[{extra}]"',
+            fix=f"Run: pip install {package}" if extra is None else f'Run: pip install "crossforge[{extra}]"',
         )
 
 
@@ -195,3 +218,7 @@ class ProviderFallbackWarning(CrossforgeWarning):
 
 class TruncationWarning(CrossforgeWarning):
     """Text was cut to fit the model."""
+
+
+class UnknownTokensWarning(CrossforgeWarning):
+    """Most of a text is in a script or notation that the model has no token for: its score means little."""

@@ -21,6 +21,11 @@ class ExecutionProvider(StrEnum):
             ExecutionProvider.CPU: "CPUExecutionProvider",
         }[self]
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it computes on the processor: many small batches side by side, instead of a few large ones."""
+        return self not in (ExecutionProvider.TENSORRT, ExecutionProvider.CUDA)
+
 
 PREFERENCE: tuple[ExecutionProvider, ...] = (
     ExecutionProvider.TENSORRT,

@@ -10,9 +10,11 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.batching import BatchPlan, plan_batches
 from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.cross_encoder import CrossEncoder
 from crossforge.runtime.providers import ProviderPlan, select_providers
 from crossforge.runtime.ranking import RankedPassage
-from crossforge.runtime.reranker import Reranker, ScoredPairs
+from crossforge.runtime.reranker import Reranker
+from crossforge.runtime.scored import ScoredPairs
 from crossforge.runtime.sessions import FakeSession, Session
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
@@ -20,6 +22,7 @@ __all__ = [
     "Activation",
     "BatchPlan",
     "Bundle",
+    "CrossEncoder",
     "CrossforgeError",
     "DeploymentProfile",
     "EncodedPairs",

@@ -33,7 +33,9 @@ BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", sho
 ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda or cpu.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bundle.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
-DeploymentOption = Annotated[Path | None, typer.Option(help="A deployment profile (TOML).", show_default=False)]
+DeploymentOption = Annotated[
+    Path | None, typer.Option(help="A deployment profile (TOML), as tune writes it.", show_default=False)
+]
 QueryOption = Annotated[str | None, typer.Option("--query", "-q", help="The query.", show_default=False)]
 
 
@@ -76,7 +78,7 @@ def score(
         raise InputError("--passage needs --query", got="--pairs", allowed="one of the two ways")
     texts = read_pairs(pairs) if pairs is not None else [(query or "", text) for text in passage or ()]
     with Reranker.load(
-        bundle, provider=provider, precision=precision, strict=strict, deployment=_read_deployment(deployment)
+        bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
         _say_what_runs(reranker)
         scored = reranker.score_pairs(texts)
@@ -84,7 +86,11 @@ def score(
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     if as_json:
         cut = {"truncated": scored.truncated.tolist(), "query_truncated": scored.query_truncated.tolist()}
-        print_json({"scores": scores.tolist(), **cut, "unknown_tokens": scored.unknown_tokens.tolist(), **used})
+        unknown = {
+            "unknown_tokens": scored.unknown_tokens.tolist(),
+            "mostly_unknown": scored.mostly_unknown.tolist(),
+        }
+        print_json({"scores": scores.tolist(), **cut, **unknown, **used})
         return
     _say_what_was_cut(int(scored.truncated.sum()), len(texts))
     _say_what_is_unknown(int((scored.unknown_tokens > 0).sum()), len(texts))
@@ -119,7 +125,7 @@ def rank(
 
     items = read_passages(passages)
     with Reranker.load(
-        bundle, provider=provider, precision=precision, strict=strict, deployment=_read_deployment(deployment)
+        bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
         _say_what_runs(reranker)
         ranked = reranker.rank(query, [item.text for item in items], top_k=top_k)
@@ -200,11 +206,16 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpt
 
 @app.command()
 @handles_errors
-def verify(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:  # noqa: ARG001
+def verify(
+    bundle: BundleArgument,
+    deployment: DeploymentOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
     """Check that a bundle still is what it was: every file's digest, every variant's golden scores."""
     from crossforge.runtime.verification import verify_bundle
 
-    verification = verify_bundle(bundle, progress=TerminalProgress())
+    verification = verify_bundle(bundle, deployment=read_deployment(deployment), progress=TerminalProgress())
     if as_json:
         print_json(
             {
@@ -212,13 +223,12 @@ def verify(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpti
                 "damaged_files": verification.damaged_files,
                 "template_problem": verification.template_problem,
                 "variants": {v.precision: v for v in verification.variants},
+                "deployed": verification.deployed,
             }
         )
     else:
-        problems = [*verification.damaged_files, verification.template_problem, *(v.problem for v in verification.variants)]
-        for problem in problems:
-            if problem:
-                out.print(f"[red]✗[/] {escape(problem)}")
+        for problem in verification.problems:
+            out.print(f"[red]✗[/] {escape(problem)}")
         out.print("The bundle is what it was." if verification.passed else "[bold red]The bundle is not what it was.[/]")
     if not verification.passed:
         raise typer.Exit(1)
@@ -239,21 +249,19 @@ def doctor(
     from crossforge.runtime.decision import decide
     from crossforge.runtime.doctor import diagnose
     from crossforge.runtime.machine import inspect_machine
+    from crossforge.runtime.precision import AUTO
 
+    if deployment is not None and bundle is None:
+        raise InputError(
+            "--deployment says how a bundle is run, and there is none", allowed="doctor BUNDLE --deployment FILE"
+        )
     machine = inspect_machine()
     diagnosis = diagnose(machine)
+    profile = read_deployment(deployment) or DeploymentProfile()
     decision = None
-    if bundle is None and deployment is not None:
-        raise InputError("a deployment profile is judged with a bundle", allowed="doctor BUNDLE --deployment FILE")
     if bundle is not None:
-        wanted = _read_deployment(deployment) or DeploymentProfile()
-        decision = decide(
-            Bundle.open(bundle),
-            machine,
-            precision=wanted.precision or "auto",
-            order=wanted.providers,
-            gpu=wanted.gpu,
-        ).explain()
+        opened, precision = Bundle.open(bundle), profile.precision or AUTO
+        decision = decide(opened, machine, precision=precision, order=profile.providers, gpu=profile.gpu).explain()
     if as_json:
         print_json({**vars(diagnosis), "decision": decision})
     else:
@@ -280,7 +288,8 @@ def doctor(
         raise typer.Exit(3)
 
 
-def _read_deployment(path: Path | None) -> DeploymentProfile | None:
+def read_deployment(path: Path | None) -> DeploymentProfile | None:
+    """The deployment profile that a command was given, if it was given one."""
     return None if path is None else DeploymentProfile.from_toml(path)
 
 

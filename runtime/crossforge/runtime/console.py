@@ -65,7 +65,7 @@ def handles_errors(command: Callable[P, R]) -> Callable[P, R]:
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", CrossforgeWarning)
+            warnings.simplefilter("default", CrossforgeWarning)  # the same words once
             warnings.showwarning = _show_warning
             try:
                 return command(*args, **kwargs)

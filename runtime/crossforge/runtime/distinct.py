@@ -44,6 +44,7 @@ def find_distinct(asked: EncodedPairs) -> DistinctPairs:
             truncated=asked.truncated[first],
             query_truncated=asked.query_truncated[first],
             unknown_tokens=asked.unknown_tokens[first],
+            mostly_unknown=asked.mostly_unknown[first],
         ),
         position=position,
     )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
@@ -19,17 +17,15 @@ from crossforge.profiles import (
     CrossforgeError,
     DeploymentProfile,
     EngineError,
-    ExecutionProvider,
     InputError,
     Manifest,
     NonFiniteLogitsError,
     OptimizationProfile,
     Precision,
     ProviderFallbackWarning,
-    TruncationWarning,
 )
 from crossforge.runtime.activation import Floats, activate, relevance
-from crossforge.runtime.batching import padding_waste
+from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.distinct import find_distinct
@@ -38,33 +34,12 @@ from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
+from crossforge.runtime.scored import ScoredPairs, warn_of_losses
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
-from crossforge.runtime.timing import RequestTimes, StageTimer, untimed
+from crossforge.runtime.timing import StageTimer, untimed
 from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredPairs:
-    """Logits, with what happened on the way to them."""
-
-    logits: Floats
-    """float32 [n, labels]."""
-    truncated: NDArray[np.bool_]
-    """Pairs of which the model did not see all: bool [n]."""
-    query_truncated: NDArray[np.bool_]
-    """Pairs of whose query the model did not see all: bool [n]."""
-    unknown_tokens: NDArray[np.int32]
-    """Tokens of each pair that stand for text the tokenizer has no token for: int32 [n]."""
-    token_counts: NDArray[np.int32]
-    """Tokens of each pair, special tokens included: int32 [n]."""
-    batches: int
-    """It took so many for the pairs that differ; equal pairs are computed once."""
-    padding_waste: float
-    """Share of the computed tokens that were padding, 0.0 to 1.0."""
-    times: RequestTimes | None = None
-    """Where the time went, if a micro-batcher scored them."""
 
 
 class Reranker:
@@ -201,7 +176,7 @@ class Reranker:
             precision=choice.precision,
             budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
             profiles=opened.profiles,
-            workers=deployment.workers or (usable_cores() if session.provider is ExecutionProvider.CPU else 1),
+            workers=deployment.workers or (usable_cores() if session.provider.is_cpu else 1),
             cost=deployment.cost_on(session.provider, choice.precision),
             provider_plan=plan,
             precision_choice=choice,
@@ -233,9 +208,10 @@ class Reranker:
 
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
+            UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
         scored = self.score_encoded(self._encode(query, passages))
-        warn_of_truncation(scored)
+        warn_of_losses(scored)
         return self.relevance(scored.logits, activation=activation)
 
     def predict(self, pairs: Sequence[tuple[str, str]], *, activation: Activation | str | None = None) -> Floats:
@@ -254,9 +230,10 @@ class Reranker:
 
         Warns:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
+            UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
         scored = self.score_pairs(pairs)
-        warn_of_truncation(scored)
+        warn_of_losses(scored)
         scores = activate(scored.logits, self._activation(activation))
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
@@ -273,36 +250,30 @@ class Reranker:
 
         Raises:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
+
+        Warns:
+            UnknownTokensWarning: As :meth:`score`. What was cut is in the result.
         """
         check_top_k(top_k)
         scored = self.score_encoded(self._encode(query, passages))
+        warn_of_losses(scored, truncation=False)
         with self._timed("postprocess"):
             return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> ScoredPairs:
-        """Score pairs and tell everything about it: logits of all labels, what was cut, how it was batched."""
+    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
+        """Score pairs and tell everything: all logits, what was cut, the batches. ``on_batch`` hears each batch's pairs."""
         with self._timed("tokenize"):
             encoded = self.tokenizer.encode_pairs(pairs)
-        return self.score_encoded(encoded)
+        return self.score_encoded(encoded, on_batch=on_batch)
 
-    def score_encoded(self, pairs: EncodedPairs) -> ScoredPairs:
+    def score_encoded(self, pairs: EncodedPairs, *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
         """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
         if self._closed:
             raise ClosedError("the reranker is closed")
         with self._timed("plan"):
             distinct = find_distinct(pairs)
-        logits, plans = compute_logits(
-            self.session,
-            distinct.pairs,
-            template=self.manifest.pair_template,
-            pad_token_id=self.manifest.pad_token_id,
-            labels=len(self.manifest.scoring.labels),
-            budget_tokens=self.budget_tokens,
-            profiles=self.profiles,
-            workers=self.workers,
-            cost=self.cost,
-            executor=self._pool,
-            timed=self._timed,
+        logits, plans = self.compute_logits(
+            distinct.pairs, workers=self.workers, cost=self.cost, executor=self._pool, on_batch=on_batch
         )
         with self._timed("postprocess"):
             logits = logits[distinct.position]
@@ -312,6 +283,7 @@ class Reranker:
                 truncated=pairs.truncated,
                 query_truncated=pairs.query_truncated,
                 unknown_tokens=pairs.unknown_tokens,
+                mostly_unknown=pairs.mostly_unknown,
                 token_counts=pairs.lengths,
                 batches=len(plans),
                 padding_waste=padding_waste(plans, distinct.pairs.lengths),
@@ -331,6 +303,47 @@ class Reranker:
                 fix="Use predict(), or export it again with --ranking-label.",
             )
         return relevance(logits, label) if activation is None else activate(logits, self._activation(activation))[:, label]
+
+    def compute_logits(
+        self,
+        pairs: EncodedPairs,
+        *,
+        budget_tokens: int | None = None,
+        workers: int = 1,
+        cost: CostModel | None = None,
+        executor: Executor | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> tuple[Floats, list[BatchPlan]]:
+        """Run encoded pairs through the session as they are, unchecked: for whoever has workers of their own.
+
+        Args:
+            pairs: What to compute, by this reranker's tokenizer.
+            budget_tokens: Largest ``batch x sequence`` of a batch; None takes the reranker's.
+            workers: Batches that run at the same time, in ``executor``.
+            cost: Predicted times of batches, for cuts of the least time.
+            executor: Runs batches; None runs them one after another on the calling thread.
+            on_batch: Told the number of pairs after each batch.
+
+        Returns:
+            float32 [n, labels] in the order of ``pairs``, and the batches that it took.
+
+        Raises:
+            EngineError: The engine failed, or answered in another shape.
+        """
+        return compute_logits(
+            self.session,
+            pairs,
+            template=self.manifest.pair_template,
+            pad_token_id=self.manifest.pad_token_id,
+            labels=len(self.manifest.scoring.labels),
+            budget_tokens=budget_tokens or self.budget_tokens,
+            profiles=self.profiles,
+            workers=workers,
+            cost=cost,
+            executor=executor,
+            on_batch=on_batch,
+            timed=self._timed,
+        )
 
     def check_finite(self, logits: Floats) -> None:
         """Check logits, float32 [n, labels].
@@ -396,13 +409,3 @@ class Reranker:
             return Activation(activation)
         except ValueError:
             raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
-
-
-def warn_of_truncation(scored: ScoredPairs) -> None:
-    """Warn the caller's caller that text was cut, where it was."""
-    if count := int(scored.truncated.sum()):
-        warnings.warn(
-            f"{count} of {len(scored.truncated)} pairs were too long for the model and were cut; score_pairs() says which",
-            TruncationWarning,
-            stacklevel=3,
-        )

@@ -22,7 +22,7 @@ GPU_BUDGET_TOKENS = 16_384
 
 def default_budget_tokens(provider: ExecutionProvider) -> int:
     """Largest ``batch x sequence`` that suits a provider."""
-    return CPU_BUDGET_TOKENS if provider is ExecutionProvider.CPU else GPU_BUDGET_TOKENS
+    return CPU_BUDGET_TOKENS if provider.is_cpu else GPU_BUDGET_TOKENS
 
 
 def compute_logits(

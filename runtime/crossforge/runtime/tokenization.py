@@ -37,6 +37,8 @@ class EncodedPairs:
     """Pairs whose query lost tokens: bool [n]."""
     unknown_tokens: NDArray[np.int32]
     """Tokens of each pair, after truncation, that stand for text the tokenizer has no token for: int32 [n]."""
+    mostly_unknown: NDArray[np.bool_]
+    """Pairs of which a text is mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -150,6 +152,8 @@ class PairTokenizer:
         query_truncated = query_cut[head_of_pair]
         suffix = len(self.template.suffix.ids)
         lengths = [len(heads[h]) + len(ids) + suffix for ids, h in zip(kept_passages, head_of_pair, strict=True)]
+        unknown_in_queries, unknown_in_passages = self._count_unknown(kept_queries), self._count_unknown(kept_passages)
+        mostly_unknown_queries = _are_mostly_unknown(queries, kept_queries, unknown_in_queries)
         return EncodedPairs(
             heads=heads,
             head_of_pair=head_of_pair,
@@ -157,8 +161,25 @@ class PairTokenizer:
             lengths=np.asarray(lengths, dtype=np.int32),
             truncated=passage_cut | query_truncated,
             query_truncated=query_truncated,
-            unknown_tokens=self._count_unknown(kept_passages) + self._count_unknown(kept_queries)[head_of_pair],
+            unknown_tokens=unknown_in_passages + unknown_in_queries[head_of_pair],
+            mostly_unknown=_are_mostly_unknown(passages, kept_passages, unknown_in_passages)
+            | mostly_unknown_queries[head_of_pair],
         )
+
+    def read_spans(self, query: str, passages: Sequence[str]) -> list[tuple[int, int]]:
+        """Find out which characters the model reads of texts that :meth:`encode` takes, the query's first.
+
+        Returns:
+            Start and end of what is read of each text, in characters: 0 and the text's length where nothing was cut.
+        """
+        texts = self._tokenizer.encode_batch([query, *passages], add_special_tokens=False)
+        query_tokens = min(len(texts[0].ids), self.truncation.query_max_length)
+        room = self.truncation.max_length - query_tokens - self.template.special_token_count
+        kept = [self.truncation.query_max_length, *(room for _ in passages)]
+        return [
+            _read_span(encoding, keep, len(text), self.truncation.side)
+            for encoding, keep, text in zip(texts, kept, [query, *passages], strict=True)
+        ]
 
     def _count_unknown(self, texts: Sequence[Ids]) -> NDArray[np.int32]:
         """Unknown tokens of each text: int32 [texts]."""
@@ -192,6 +213,28 @@ class PairTokenizer:
             return ids
         # A copy, so that a megabyte of ids does not stay alive for the few hundred that are used.
         return (ids[:keep] if self.truncation.side is TruncationSide.RIGHT else ids[-keep:]).copy()
+
+
+def _read_span(encoding: Encoding, keep: int, characters: int, side: TruncationSide) -> tuple[int, int]:
+    if len(encoding.ids) <= keep:
+        return 0, characters
+    # A character that several tokens spell is read if all of them are kept.
+    if side is TruncationSide.RIGHT:
+        return 0, int(min(encoding.offsets[keep - 1][1], encoding.offsets[keep][0]))
+    return int(max(encoding.offsets[-keep][0], encoding.offsets[-keep - 1][1])), characters
+
+
+def _are_mostly_unknown(texts: Sequence[str], kept: Sequence[Ids], unknown: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Whether more than half of each text's tokens are unknown, its symbols left out: bool [texts].
+
+    Emoji are unknown to most vocabularies and say little; a script that a vocabulary lacks leaves nothing to score.
+    """
+    lengths = np.asarray([len(ids) for ids in kept], dtype=np.int32)
+    mostly = 2 * unknown > lengths
+    for i in np.flatnonzero(mostly).tolist():
+        symbols = sum(not (word.isascii() or any(char.isalnum() for char in word)) for word in texts[i].split())
+        mostly[i] = 2 * (unknown[i] - symbols) > lengths[i] - symbols
+    return mostly
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossforge.profiles import CrossforgeError, Precision
+from crossforge.profiles import CrossforgeError, DeploymentProfile, ExecutionProvider, Precision
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.decision import decide
+from crossforge.runtime.machine import inspect_machine
+from crossforge.runtime.precision import AUTO
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.tokenization import derive_pair_template, load_tokenizer
@@ -31,21 +34,37 @@ class Verification:
     """What is wrong with which file."""
     template_problem: str | None
     variants: tuple[VariantVerdict, ...]
+    deployed: VariantVerdict | None = None
+    """What a deployment profile runs, where one was given."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """All that is wrong."""
+        verdicts = (*self.variants, *((self.deployed,) if self.deployed else ()))
+        found = (*self.damaged_files, self.template_problem, *(verdict.problem for verdict in verdicts))
+        return tuple(problem for problem in found if problem is not None)
 
     @property
     def passed(self) -> bool:
         """Whether nothing at all is wrong."""
-        return not self.damaged_files and self.template_problem is None and all(v.problem is None for v in self.variants)
+        return not self.problems
 
 
-def verify_bundle(path: str | Path, *, progress: Progress | None = None) -> Verification:
-    """Check a bundle on this machine.
+def verify_bundle(
+    path: str | Path, *, deployment: DeploymentProfile | None = None, progress: Progress | None = None
+) -> Verification:
+    """Check a bundle on this machine: every variant on the processor, and what a deployment profile runs, as it runs it.
 
     Raises:
         BundleError: There is no bundle to check.
+        InputError: The deployment profile is for a variant that the bundle has not.
+        ProviderUnavailableError: None of the deployment profile's providers runs here.
     """
     progress = progress or Silent()
     bundle = Bundle.open(path)
+    as_deployed = deployment and decide(
+        bundle, inspect_machine(), precision=deployment.precision or AUTO, order=deployment.providers
+    )
     with progress.stage("compare files") as stage:
         damage = tuple(problem for name in bundle.manifest.files if (problem := bundle.find_damage(name)))
         stage.note = f"{len(bundle.manifest.files)} files, {len(damage)} damaged"
@@ -55,10 +74,19 @@ def verify_bundle(path: str | Path, *, progress: Progress | None = None) -> Veri
     verdicts = []
     for precision in bundle.manifest.variants:
         with progress.stage(f"score golden pairs with {precision}") as stage:
-            verdict = _check_variant(bundle, precision)
-            verdicts.append(verdict)
-            stage.note = verdict.problem or f"largest difference {verdict.max_abs_diff:.2g} of {verdict.tolerance:.2g}"
-    return Verification(damaged_files=damage, template_problem=template_problem, variants=tuple(verdicts))
+            verdicts.append(_check_variant(bundle, precision))
+            stage.note = _note(verdicts[-1])
+    deployed = None
+    if as_deployed:
+        precision, provider = as_deployed.choice.precision, as_deployed.plan.chosen
+        with progress.stage(f"score golden pairs as deployed, {precision} on {provider}") as stage:
+            deployed = _check_variant(bundle, precision, provider, deployment)
+            stage.note = _note(deployed)
+    return Verification(damaged_files=damage, template_problem=template_problem, variants=tuple(verdicts), deployed=deployed)
+
+
+def _note(verdict: VariantVerdict) -> str:
+    return verdict.problem or f"largest difference {verdict.max_abs_diff:.2g} of {verdict.tolerance:.2g}"
 
 
 def _check_template(bundle: Bundle) -> str | None:
@@ -69,10 +97,15 @@ def _check_template(bundle: Bundle) -> str | None:
     return None if template == bundle.manifest.pair_template else "the tokenizer joins pairs in another way"
 
 
-def _check_variant(bundle: Bundle, precision: Precision) -> VariantVerdict:
+def _check_variant(
+    bundle: Bundle,
+    precision: Precision,
+    provider: ExecutionProvider = ExecutionProvider.CPU,
+    deployment: DeploymentProfile | None = None,
+) -> VariantVerdict:
     tolerance = bundle.manifest.variants[precision].golden_tolerance
     try:
-        with Reranker.load(bundle, provider="cpu", precision=precision) as reranker:
+        with Reranker.load(bundle, provider=provider, precision=precision, strict=True, deployment=deployment) as reranker:
             difference = reranker.check_golden()
     except CrossforgeError as error:
         return VariantVerdict(precision=precision, max_abs_diff=None, tolerance=tolerance, problem=str(error))

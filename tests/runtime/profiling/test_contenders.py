@@ -7,7 +7,13 @@ import pytest
 
 from crossforge.profiles import ExecutionProvider, InputError, Precision, ProviderUnavailableError
 from crossforge.runtime.bundle import Bundle
-from crossforge.runtime.profiling.contenders import list_candidates, open_contenders, refuse_none, size_bytes
+from crossforge.runtime.profiling.contenders import (
+    deployed_candidate,
+    list_candidates,
+    open_contenders,
+    refuse_none,
+    size_bytes,
+)
 from crossforge.runtime.profiling.stages import StageRecorder
 from support.builders import make_machine, make_manifest, make_variant, record_again, write_bundle
 
@@ -73,3 +79,32 @@ def test_a_variant_that_does_not_load_is_skipped_with_the_reason(tmp_path: Path)
     assert size_bytes(bundle, make_machine(), candidates[0]) == bundle.size_bytes(Precision.FP32)
     with pytest.raises(ProviderUnavailableError, match="int8 on cpu"):
         refuse_none(skipped)
+
+
+def test_a_deployment_profile_is_a_candidate_of_its_own(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "bundle", precisions=(Precision.FP32, Precision.INT8)))
+    tuned = tmp_path / "tuned.toml"
+    tuned.write_text('precision = "fp32"\nworkers = 1\nbudget_tokens = 77\n')
+    candidate = deployed_candidate(bundle, make_machine(), tuned)
+
+    assert (candidate.provider, candidate.precision) == (ExecutionProvider.CPU, Precision.FP32)
+    assert str(candidate) == "fp32 on cpu by tuned.toml"
+    with ExitStack() as stack:
+        (contender,), skipped = open_contenders(bundle, [candidate], stack, lambda: 0)
+        assert (contender.reranker.workers, contender.reranker.budget_tokens) == (1, 77)
+        assert (contender.deployment_name, skipped) == ("tuned.toml", [])
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ('precision = "fp16"', InputError),
+        ('precision = "fp31"', InputError),
+        ('providers = ["cuda"]', ProviderUnavailableError),
+    ],
+)
+def test_a_deployment_profile_that_does_not_suit_is_refused(tmp_path: Path, content: str, error: type[Exception]) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "bundle"))
+    (tmp_path / "tuned.toml").write_text(content)
+    with pytest.raises(error):
+        deployed_candidate(bundle, make_machine(), tmp_path / "tuned.toml")

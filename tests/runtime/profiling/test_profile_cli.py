@@ -95,12 +95,26 @@ def test_a_page_is_written_by_whoever_can(bundle: Path, monkeypatch: pytest.Monk
 
     page = ModuleType("crossforge.export.latency_page")
     monkeypatch.setattr(page, "write_latency_page", write_latency_page, raising=False)
+    monkeypatch.setattr(page, "write_latency_picture", lambda _, path: path.write_bytes(b"PNG"), raising=False)
     monkeypatch.setattr(page, "require_page_library", lambda: None, raising=False)
     monkeypatch.setitem(sys.modules, page.__name__, page)
-    arguments = ("profile", bundle, *QUICK[2:], "--candidates", "1", "--precision", "fp32", "--html", "page.html")
+    arguments = (
+        "profile",
+        bundle,
+        *QUICK[2:],
+        "--candidates",
+        "1",
+        "--precision",
+        "fp32",
+        "--html",
+        "page.html",
+        "--png",
+        "plots.png",
+    )
 
     assert crossforge(*arguments).exit_code == 0
     assert Path("page.html").read_text() == "2 rows"
+    assert Path("plots.png").read_bytes() == b"PNG"
     monkeypatch.setitem(sys.modules, page.__name__, None)
     result = crossforge(*arguments)
     assert result.exit_code == 3
@@ -122,6 +136,10 @@ def test_a_page_is_written_by_whoever_can(bundle: Path, monkeypatch: pytest.Monk
         (("--compare", "absent.json"), 2, "cannot read the latency report"),
         (("--provider", "tensorrt"), 3, "nothing can be measured"),
         (("--budget", "0.000001", *QUICK[:4], "--cold-starts", "1"), 2, "too short for one sample"),
+        (("--deployment", "absent.toml"), 2, "cannot read the deployment profile absent.toml"),
+        (("--url", "http://localhost"), 2, "--url is for load"),
+        (("--add-to", "old.json"), 2, "--add-to is for load"),
+        (("--png", "absent/latency.png"), 2, "cannot write"),
     ],
 )
 def test_bad_input_is_told(bundle: Path, arguments: tuple[str, ...], status: int, words: str) -> None:
@@ -141,44 +159,30 @@ def test_a_workload_without_pairs_is_refused(bundle: Path, tmp_path: Path) -> No
     assert "holds no pair" in result.stderr
 
 
-# Under load
+def test_a_deployment_profile_is_measured_beside_the_variants_and_compared_as_itself(bundle: Path) -> None:
+    Path("tuned.toml").write_text('precision = "int8"\nproviders = ["cpu"]\nworkers = 1\nbudget_tokens = 40\n')
+    arguments = ("profile", bundle, *QUICK[4:], "--candidates", "4", "--lengths", "32", "--precision", "int8")
+    result = crossforge(*arguments, "--deployment", "tuned.toml", "--json")
 
-
-ONE_KIND = ("--candidates", "3", "--lengths", "32", "--duration", "0.3")
-
-
-def test_load_at_a_rate_is_measured(bundle: Path) -> None:
-    result = crossforge("profile", bundle, *ONE_KIND, "--rate", "40", "--json")
     assert result.exit_code == 0, result.stderr
-    figures = json.loads(result.stdout)["load"]
-    assert figures["rate_per_s"] == 40
-    assert figures["requests"] == figures["answered"] > 0
-    (raw,) = json.loads(Path("latency.json").read_text())
-    assert len(raw["intended_s"]) == figures["requests"]
+    document = json.loads(result.stdout)
+    assert [(row["precision"], row["deployment"]) for row in document["rows"]] == [("int8", None), ("int8", "tuned.toml")]
+    plain, tuned = document["variants"]
+    assert (tuned["workers"], tuned["budget_tokens"]) == (1, 40)
+    assert plain["budget_tokens"] != 40
+    assert min(tuned["load_ms"], tuned["first_call_ms"], tuned["resident_bytes"]) > 0
+    assert LatencyReport.read("latency.json").rows[1].deployment == "tuned.toml"
+
+    again = crossforge(*arguments, "--compare", "latency.json", "--tolerance", "1000", "--out", "new.json")
+    assert again.exit_code == 0, again.stderr
+    assert "1 rows compared" in again.stderr
+    assert "1 rows in one report only" in again.stderr
 
 
-def test_a_rate_beyond_its_latency_ends_with_exit_status_1(bundle: Path) -> None:
-    result = crossforge("profile", bundle, *ONE_KIND, "--rate", "40", "--slo-ms", "0.0001")
-    assert result.exit_code == 1
-    assert "latency counts from when each request was due" in result.stdout
+def test_a_deployment_profile_that_cannot_run_here_is_named_and_the_rest_is_measured(bundle: Path) -> None:
+    Path("gpu.toml").write_text('providers = ["tensorrt"]\n')
+    arguments = ("--candidates", "1", "--lengths", "32", "--precision", "fp32", "--deployment", "gpu.toml")
+    result = crossforge("profile", bundle, *QUICK[4:], *arguments)
 
-
-def test_a_latency_that_no_rate_keeps_ends_with_exit_status_1(bundle: Path) -> None:
-    result = crossforge("profile", bundle, *ONE_KIND, "--slo-ms", "0.0001")
-    assert result.exit_code == 1, result.stderr
-    assert "No rate keeps 99 of 100 within 0.0001 ms." in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--candidates", "1,2", "--rate", "5"), "one kind of request"),
-        (("--precision", "fp32,int8", "--rate", "5"), "one variant and one provider"),
-        (("--rate", "0"), "rate"),
-        (("--rate", "5", "--out", "absent/load.json"), "cannot write"),
-    ],
-)
-def test_load_of_several_kinds_is_refused(bundle: Path, arguments: tuple[str, ...], message: str) -> None:
-    result = crossforge("profile", bundle, "--lengths", "32", *arguments)
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
+    assert result.exit_code == 0, result.stderr
+    assert "Not measured: gpu.toml: no execution provider can run here (tensorrt: no NVIDIA" in result.stderr

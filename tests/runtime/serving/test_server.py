@@ -99,11 +99,12 @@ def test_the_command_serves_a_bundle_and_ends_well_on_sigterm(tmp_path: Path) ->
     bundle = write_bundle(tmp_path / "tiny")
     profile = tmp_path / "deployment.toml"
     profile.write_text(DeploymentProfile(budget_tokens=123, workers=1, precision=Precision.FP32).to_toml(), encoding="utf-8")
-    with served(bundle, f"other={bundle}", "--deployment", profile) as (url, process):
+    with served(bundle, f"other={bundle}", "--deployment", profile, "--no-playground") as (url, process):
         with httpx.Client(base_url=url, timeout=WAIT_S) as client:
             answer = client.post("/rerank", json={**BODY, "raw_scores": True})
             models = client.get("/v1/models").json()["data"]
             info = client.get("/info").json()
+            page = client.get("/")
         process.send_signal(signal.SIGTERM)
         _, logged = process.communicate(timeout=WAIT_S)
 
@@ -114,6 +115,7 @@ def test_the_command_serves_a_bundle_and_ends_well_on_sigterm(tmp_path: Path) ->
     )
     assert [model["id"] for model in models] == ["tiny", "other"]
     assert info["max_batch_tokens"] == 123
+    assert page.status_code == 404
     assert process.returncode == 0
     assert "Traceback" not in logged
     assert json.loads(logged.splitlines()[-1])["message"] == "stopped"

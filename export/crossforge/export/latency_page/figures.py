@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from crossforge.export.latency_page.plotted import (
     BETWEEN_STAGES,
-    LoadPoint,
+    CUT_SHORT,
+    LOAD_PERCENTILES,
+    WHOLE,
     Names,
     Quality,
     Record,
@@ -16,10 +18,12 @@ from crossforge.export.latency_page.plotted import (
     chosen_cells,
     is_grid,
     latency_records,
+    load_records,
     log_ticks,
     quality_records,
     stage_records,
 )
+from crossforge.runtime.profiling.load_report import LoadCurve
 from crossforge.runtime.profiling.report import LatencyReport
 
 if TYPE_CHECKING:
@@ -54,22 +58,16 @@ class Figure:
     chart: alt.TopLevelMixin
 
 
-def draw_figures(
-    report: LatencyReport, load: Sequence[LoadPoint] = (), *, slo_ms: float | None = None
-) -> tuple[Figure, ...]:
-    """Every figure that the report has data for, in the order of the page; a single variant has nothing to trade off.
-
-    Args:
-        report: At least one row.
-        load: Latency by arrival rate, if it was measured.
-        slo_ms: The latency that the load was to stay under, drawn as a line.
-    """
-    names = Names(report).all
-    figures = [_latency(report, names), _heat_map(report, names), _stages(report, names)]
-    if (quality := quality_records(report)) and len(quality.points) > 1:
-        figures.append(_trade_off(quality, names))
-    if load:
-        figures.append(_load_curve(load, slo_ms))
+def draw_figures(report: LatencyReport) -> tuple[Figure, ...]:
+    """Every figure that the report has data for, in the order of the page; a single variant has nothing to trade off."""
+    figures = []
+    if report.rows:
+        names = Names(report).all
+        figures += [_latency(report, names), _heat_map(report, names), _stages(report, names)]
+        if (quality := quality_records(report)) and len(quality.points) > 1:
+            figures.append(_trade_off(quality, names))
+    if report.load is not None and (records := load_records(report.load)):
+        figures.append(_load_curve(report.load, records))
     return tuple(figures)
 
 
@@ -260,37 +258,49 @@ def _trade_off(quality: Quality, names: Sequence[str]) -> Figure:
     )
 
 
-def _load_curve(load: Sequence[LoadPoint], slo_ms: float | None) -> Figure:
+def _load_curve(load: LoadCurve, records: Sequence[Record]) -> Figure:
     import altair as alt
 
-    percentiles = ["p50", "p90", "p99"]
-    records = [
-        {"rate": point.rate_per_s, "percentile": percentile, "ms": getattr(point, f"{percentile}_ms")}
-        for point in load
-        for percentile in percentiles
-    ]
+    percentiles = [f"p{percent}" for percent in LOAD_PERCENTILES]
+    slo_ms = None if load.slo is None else load.slo.latency_ms
     times = [record["ms"] for record in records] + ([] if slo_ms is None else [slo_ms])
-    chart: Any = (
-        alt.Chart(_data(records))
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("rate:Q", title="requests/s", axis=alt.Axis(tickCount=8)),
-            y=alt.Y("ms:Q", title="ms", scale=alt.Scale(type="log", nice=False), axis=_log_axis(times)),
-            color=alt.Color(
-                "percentile:N",
-                sort=percentiles,
-                scale=alt.Scale(domain=percentiles),
-                legend=alt.Legend(title=None, orient="top"),
-            ),
-            tooltip=[alt.Tooltip("rate:Q", title="requests/s"), alt.Tooltip("percentile:N"), alt.Tooltip("ms:Q")],
-        )
+    base = alt.Chart(_data(records)).encode(
+        x=alt.X("rate:Q", title="requests/s", axis=alt.Axis(tickCount=8)),
+        y=alt.Y("ms:Q", title="ms", scale=alt.Scale(type="log", nice=False), axis=_log_axis(times)),
+        color=alt.Color(
+            "percentile:N",
+            sort=percentiles,
+            scale=alt.Scale(domain=percentiles),
+            legend=alt.Legend(title=None, orient="top"),
+        ),
     )
-    caption = "Requests arrive at random at a given rate; each waits from when it was due."
-    if slo_ms is not None:
+    points = base.mark_point(size=50, strokeWidth=2).encode(
+        shape=alt.Shape(
+            "run:N",
+            scale=alt.Scale(domain=[WHOLE, CUT_SHORT], range=["circle", "cross"]),
+            legend=alt.Legend(title=None, orient="top") if any(record["run"] == CUT_SHORT for record in records) else None,
+        ),
+        tooltip=[
+            alt.Tooltip("rate:Q", title="requests/s"),
+            alt.Tooltip("percentile:N"),
+            alt.Tooltip("ms:Q"),
+            alt.Tooltip("sent:Q"),
+            alt.Tooltip("unanswered:Q", title="not answered"),
+            alt.Tooltip("run:N"),
+        ],
+    )
+    layers = [base.mark_line(), points]
+    caption = (
+        f"{load.service}, {load.requests}. Requests arrive at random at a given rate, whether or not earlier ones were "
+        "answered; each waits from when it was due."
+    )
+    if load.slo is not None and slo_ms is not None:
         rule = alt.Chart(_data([{"slo": slo_ms}])).mark_rule(strokeDash=[5, 4], color=_AUXILIARY_COLOR).encode(y="slo:Q")
-        chart = alt.layer(chart, rule)
-        caption += f" The dashed line is the latency to stay under, {slo_ms:g} ms."
-    return Figure(key="load", title="Under load", caption=caption, chart=chart.properties(width=640, height=260))
+        layers.append(rule)
+        caption += f" The dashed line is what {load.slo.percentile:g} of 100 must keep, {slo_ms:g} ms"
+        caption += f": {load.max_rate_per_s:.3g} requests/s do." if load.max_rate_per_s else ": no rate that was tried does."
+    chart = alt.layer(*layers).properties(width=640, height=260)
+    return Figure(key="load", title="Under load", caption=caption, chart=chart)
 
 
 def _data(records: Sequence[Record]) -> alt.Data:

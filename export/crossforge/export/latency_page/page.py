@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossforge.export.latency_page.figures import draw_figures
-from crossforge.export.latency_page.plotted import LoadPoint, Names
+from crossforge.export.latency_page.plotted import CUT_SHORT, WHOLE, Names
 from crossforge.export.latency_page.theme import THEMES
 from crossforge.export.requirements import require_extras
 from crossforge.profiles import InputError
+from crossforge.runtime.profiling.load_report import Outcome
 from crossforge.runtime.profiling.report import LatencyReport
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 """The one name that the page uses of the library."""
 _ABSENT = "–"
+_CAPTION_CHARS = 140
+"""Of a line below a title in a picture, which does not wrap by itself."""
 
 
 def require_page_library() -> None:
@@ -33,31 +36,28 @@ def require_page_library() -> None:
     require_extras("report", purpose="Drawing a latency report")
 
 
-def write_latency_page(
-    report: LatencyReport, path: str | Path, *, load: Sequence[LoadPoint] = (), slo_ms: float | None = None
-) -> None:
+def write_latency_page(report: LatencyReport, path: str | Path) -> None:
     """Write a report as one HTML file that needs nothing else: no network, no other file.
 
     Args:
         report: What was measured.
         path: The file to write; its folder must exist.
-        load: Latency by arrival rate, if that was measured.
-        slo_ms: The latency that the load was to stay under.
 
     Raises:
-        InputError: The report has no row, or the file cannot be written.
+        InputError: The report has nothing to show, or the file cannot be written.
         MissingPackageError: The ``report`` extra is not installed.
     """
     _require(report)
     import jinja2
 
-    figures = draw_figures(report, load, slo_ms=slo_ms)
+    figures = draw_figures(report)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         machine=machine_facts(report),
         variants=variant_table(report),
         rows=row_table(report),
+        runs=run_table(report),
         figures=figures,
         specifications={figure.key: _specification(figure.chart) for figure in figures},
         themes=THEMES,
@@ -72,8 +72,6 @@ def write_latency_picture(
     *,
     theme: str = "light",
     scale: float = 1.5,
-    load: Sequence[LoadPoint] = (),
-    slo_ms: float | None = None,
 ) -> None:
     """Write the figures of a report, one below the other, as a PNG. Needs no browser.
 
@@ -82,11 +80,9 @@ def write_latency_picture(
         path: The file to write; its folder must exist.
         theme: ``light`` or ``dark``.
         scale: Pixels of the picture for each of the page.
-        load: Latency by arrival rate, if that was measured.
-        slo_ms: The latency that the load was to stay under.
 
     Raises:
-        InputError: The report has no row, the file cannot be written, or there is no such theme.
+        InputError: The report has nothing to show, the file cannot be written, or there is no such theme.
         MissingPackageError: The ``report`` extra is not installed.
     """
     if theme not in THEMES:
@@ -95,11 +91,14 @@ def write_latency_picture(
     import altair as alt
     import vl_convert
 
-    figures = draw_figures(report, load, slo_ms=slo_ms)
+    figures = draw_figures(report)
     charts: list[Any] = [
-        figure.chart.properties(title=alt.Title(figure.title, subtitle=figure.caption, anchor="start")) for figure in figures
+        figure.chart.properties(
+            title=alt.Title(figure.title, subtitle=textwrap.wrap(figure.caption, _CAPTION_CHARS), anchor="start")
+        )
+        for figure in figures
     ]
-    column = alt.vconcat(*charts, spacing=36).resolve_scale(color="independent")
+    column = alt.vconcat(*charts, spacing=36).resolve_scale(color="independent", shape="independent")
     config = THEMES[theme] | {"padding": 20}
     _write(Path(path), vl_convert.vegalite_to_png(_specification(column), config=config, scale=scale))
 
@@ -113,9 +112,9 @@ def machine_facts(report: LatencyReport) -> list[tuple[str, str]]:
         ("instruction sets", ", ".join(machine.instruction_sets) or _ABSENT),
         ("GPU", ", ".join(machine.gpus) or f"none: {machine.gpu_reason}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
-        ("import of the runtime", f"{report.import_ms:,.0f} ms"),
-        ("peak memory", _megabytes(report.peak_resident_bytes)),
-        ("weights", f"sha256 {report.weights_sha256[:12]}…"),
+        *(() if report.import_ms is None else [("import of the runtime", f"{report.import_ms:,.0f} ms")]),
+        *(() if report.peak_resident_bytes is None else [("peak memory", _megabytes(report.peak_resident_bytes))]),
+        *(() if report.weights_sha256 is None else [("weights", f"sha256 {report.weights_sha256[:12]}…")]),
     ]
 
 
@@ -125,6 +124,8 @@ def variant_table(report: LatencyReport) -> list[dict[str, str]]:
     return [
         {
             "variant": names.of(variant),
+            "workers": f"{variant.workers:,}",
+            "token budget": f"{variant.budget_tokens:,}",
             "size": _megabytes(variant.size_bytes),
             "load": f"{variant.load_ms:,.0f} ms",
             "first call": f"{variant.first_call_ms:,.1f} ms",
@@ -155,9 +156,26 @@ def row_table(report: LatencyReport) -> list[dict[str, str]]:
     ]
 
 
+def run_table(report: LatencyReport) -> list[dict[str, str]]:
+    """Every run under load in figures, by rate."""
+    runs = () if report.load is None else report.load.runs
+    return [
+        {
+            "requests/s": f"{run.rate_per_s:,.2f}",
+            "sent": f"{len(run.outcomes):,}",
+            "answered/s": f"{run.achieved_per_s:,.2f}",
+            **{f"p{percent} ms": _or_absent(run.percentile_ms(percent), ",.2f") for percent in (50, 90, 95, 99)},
+            "refused": f"{run.count(Outcome.REJECTED):,}",
+            "otherwise unanswered": f"{len(run.outcomes) - run.count(Outcome.ANSWERED) - run.count(Outcome.REJECTED):,}",
+            "run": CUT_SHORT if run.stopped_early else WHOLE,
+        }
+        for run in sorted(runs, key=lambda run: run.rate_per_s)
+    ]
+
+
 def _require(report: LatencyReport) -> None:
-    if not report.rows:
-        raise InputError("the latency report has no row to show")
+    if not report.rows and report.load is None:
+        raise InputError("the latency report has no row to show, and no load")
     require_page_library()
 
 

@@ -8,25 +8,18 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from crossforge.profiles import InputError
-from crossforge.runtime.profiling.report import STAGES, LatencyReport, LatencyRow, VariantFacts
+from crossforge.runtime.profiling.load_report import LoadCurve, Outcome
+from crossforge.runtime.profiling.report import STAGES, ContenderKey, LatencyReport, LatencyRow, VariantFacts
 
 BETWEEN_STAGES = "between stages"
+LOAD_PERCENTILES = (50, 90, 99)
+WHOLE, CUT_SHORT = "to its end", "cut short, too slow"
+"""What is said of a run under load."""
 T = TypeVar("T")
 Record = dict[str, Any]
 """One data point; its keys are the fields that a chart encodes."""
 _MOST_LENGTHS = 6
 """Lengths past which the rows are no grid but a workload's queries."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadPoint:
-    """What callers waited at one arrival rate, counted from when each request was due."""
-
-    rate_per_s: float
-    """Requests that arrived in a second."""
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +36,7 @@ class Quality:
 
 
 class Names:
-    """What a report's variants are called: the precision, and the provider where there are several."""
+    """What a report's contenders are called: the precision, the provider where there are several, the deployment profile."""
 
     def __init__(self, report: LatencyReport) -> None:
         providers = {row.provider for row in report.rows} | {variant.provider for variant in report.variants}
@@ -53,7 +46,8 @@ class Names:
 
     def of(self, variant: LatencyRow | VariantFacts) -> str:
         """The name of a row's or a variant's variant."""
-        return f"{variant.precision} · {variant.provider}" if self._several else str(variant.precision)
+        parts = (variant.precision, variant.provider if self._several else None, variant.deployment)
+        return " · ".join(part for part in parts if part)
 
 
 def latency_records(report: LatencyReport) -> list[Record]:
@@ -113,6 +107,23 @@ def stage_records(report: LatencyReport) -> list[Record]:
             for order, (stage, time_ms) in enumerate(parts.items())
         ]
     return records
+
+
+def load_records(curve: LoadCurve) -> list[Record]:
+    """One record a run and percentile, of the runs that had an answer, by rate."""
+    return [
+        {
+            "rate": _figures(run.rate_per_s),
+            "percentile": f"p{percent}",
+            "ms": _figures(latency_ms),
+            "run": CUT_SHORT if run.stopped_early else WHOLE,
+            "sent": len(run.outcomes),
+            "unanswered": len(run.outcomes) - run.count(Outcome.ANSWERED),
+        }
+        for run in sorted(curve.runs, key=lambda run: run.rate_per_s)
+        for percent in LOAD_PERCENTILES
+        if (latency_ms := run.percentile_ms(percent)) is not None
+    ]
 
 
 def call_name(candidates: int, length: int) -> str:
@@ -179,9 +190,9 @@ def log_ticks(values: Sequence[float]) -> list[float]:
 
 
 def _shared_cell(report: LatencyReport) -> tuple[int, int]:
-    variants: dict[tuple[int, int], set[tuple[str, str]]] = {}
+    variants: dict[tuple[int, int], set[ContenderKey]] = {}
     for row in report.rows:
-        variants.setdefault((row.candidates, row.sequence_length), set()).add((row.provider, row.precision))
+        variants.setdefault((row.candidates, row.sequence_length), set()).add(row.contender)
     most = max(len(those) for those in variants.values())
     shared = [cell for cell, those in variants.items() if len(those) == most]
     candidates = max(candidates for candidates, _ in shared)

@@ -16,7 +16,8 @@ from crossforge.runtime.microbatch.ledger import Ledger, closed_error
 from crossforge.runtime.microbatch.request import Request
 from crossforge.runtime.microbatch.workers import Workers
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
-from crossforge.runtime.reranker import Reranker, ScoredPairs, warn_of_truncation
+from crossforge.runtime.reranker import Reranker
+from crossforge.runtime.scored import ScoredPairs, warn_of_losses
 from crossforge.runtime.tokenization import EncodedPairs
 
 
@@ -140,9 +141,10 @@ class MicroBatcher:
 
         Warns:
             TruncationWarning: Text was cut; the result of :meth:`submit` says which.
+            UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
         scored = await asyncio.wrap_future(self.schedule(query, passages, deadline_s=deadline_s))
-        warn_of_truncation(scored)
+        warn_of_losses(scored)
         return self.reranker.relevance(scored.logits, activation=activation)
 
     async def rank(
@@ -151,6 +153,7 @@ class MicroBatcher:
         """Rank passages as :meth:`Reranker.rank` does; raises as :meth:`submit` and its future do."""
         check_top_k(top_k)
         scored = await asyncio.wrap_future(self.schedule(query, passages, deadline_s=deadline_s))
+        warn_of_losses(scored, truncation=False)
         return rank_passages(passages, self.reranker.relevance(scored.logits), scored.truncated, top_k=top_k)
 
     def estimate_wait_s(self) -> float | None:

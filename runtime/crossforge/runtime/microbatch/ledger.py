@@ -19,7 +19,7 @@ from crossforge.runtime.microbatch.config import BatcherStats
 from crossforge.runtime.microbatch.fair_queue import FairQueue, Slice
 from crossforge.runtime.microbatch.request import Part, Request
 from crossforge.runtime.microbatch.throughput import Throughput
-from crossforge.runtime.reranker import ScoredPairs
+from crossforge.runtime.scored import ScoredPairs
 
 _COUNTED = tuple(name for name in BatcherStats.__dataclass_fields__ if not name.startswith("pending"))
 

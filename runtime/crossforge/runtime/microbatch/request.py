@@ -14,7 +14,7 @@ from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import plan_batches
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.microbatch.fair_queue import Slice
-from crossforge.runtime.reranker import ScoredPairs
+from crossforge.runtime.scored import ScoredPairs
 from crossforge.runtime.timing import RequestTimes
 from crossforge.runtime.tokenization import EncodedPairs
 
@@ -81,6 +81,7 @@ class Request:
             truncated=asked.truncated,
             query_truncated=asked.query_truncated,
             unknown_tokens=asked.unknown_tokens,
+            mostly_unknown=asked.mostly_unknown,
             token_counts=asked.lengths,
             batches=self.batches,
             padding_waste=1.0 - float(self.pairs.lengths.sum()) / self.padded_tokens if self.padded_tokens else 0.0,
@@ -135,4 +136,5 @@ def join_pairs(parts: Sequence[Part]) -> EncodedPairs:
         truncated=np.concatenate(each("truncated")),
         query_truncated=np.concatenate(each("query_truncated")),
         unknown_tokens=np.concatenate(each("unknown_tokens")),
+        mostly_unknown=np.concatenate(each("mostly_unknown")),
     )

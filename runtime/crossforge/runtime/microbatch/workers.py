@@ -11,7 +11,6 @@ from crossforge.profiles import CrossforgeError, EngineError
 from crossforge.runtime.microbatch.ledger import Ledger
 from crossforge.runtime.microbatch.request import Part, Request, join_pairs, plan_round
 from crossforge.runtime.reranker import Reranker
-from crossforge.runtime.scoring import compute_logits
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,15 +90,7 @@ class Workers:
         pairs = join_pairs(wanted)
         start_s = time.perf_counter()
         try:
-            logits, plans = compute_logits(
-                reranker.session,
-                pairs,
-                template=reranker.manifest.pair_template,
-                pad_token_id=reranker.manifest.pad_token_id,
-                labels=len(reranker.manifest.scoring.labels),
-                budget_tokens=reranker.budget_tokens,
-                profiles=reranker.profiles,
-            )
+            logits, plans = reranker.compute_logits(pairs)
         except CrossforgeError as error:
             for part in wanted:
                 self._ledger.fail(part.request, error)

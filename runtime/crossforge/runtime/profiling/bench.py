@@ -19,7 +19,6 @@ from crossforge.runtime.profiling.cost import CostSample, batch_runner, measure_
 from crossforge.runtime.profiling.requests import request_of_lengths, typical_request
 from crossforge.runtime.profiling.settings import Setting
 from crossforge.runtime.reranker import Reranker
-from crossforge.runtime.scoring import compute_logits
 from crossforge.runtime.tokenization import EncodedPairs
 
 _COST_ROUNDS = 25
@@ -58,18 +57,13 @@ class LocalBench:
 
     def latency_ms(self, setting: Setting, cost: CostModel | None = None) -> float:
         """See :meth:`Bench.latency_ms`."""
-        reranker, manifest = self._reranker(setting), self._bundle.manifest
+        reranker = self._reranker(setting)
         if self._request is None:
             self._request = typical_request(self._workload, reranker.tokenizer)
         start = time.perf_counter()
-        compute_logits(
-            reranker.session,
+        reranker.compute_logits(
             self._request,
-            template=manifest.pair_template,
-            pad_token_id=manifest.pad_token_id,
-            labels=len(manifest.scoring.labels),
             budget_tokens=setting.budget_tokens,
-            profiles=reranker.profiles,
             workers=setting.workers,
             cost=cost,
             executor=self._pool(setting.workers),

@@ -14,11 +14,13 @@ from crossforge.profiles import EngineError
 _CHILD = """
 import json, sys, time
 sys.path[:] = json.loads(sys.argv[1])
-bundle, provider, precision = sys.argv[2:]
+bundle, provider, precision, *deployment = sys.argv[2:]
 start = time.perf_counter_ns()
 from crossforge.runtime import Reranker
 imported = time.perf_counter_ns()
-reranker = Reranker.load(bundle, provider=provider, precision=precision, strict=True)
+from crossforge.profiles import DeploymentProfile
+settings = DeploymentProfile.from_toml(deployment[0]) if deployment else None
+reranker = Reranker.load(bundle, provider=provider, precision=precision, strict=True, deployment=settings)
 loaded = time.perf_counter_ns()
 query = "how many people live in the city?"
 reranker.score_pairs([(query, text) for text in ("It has 3.7 million inhabitants.", "A museum.")])
@@ -44,13 +46,16 @@ class ColdStart:
     """After that call."""
 
 
-def measure_cold_start(bundle: Path, *, provider: str, precision: str, runs: int) -> ColdStart:
-    """Start so many processes one after another; the median of each figure.
+def measure_cold_start(
+    bundle: Path, *, provider: str, precision: str, deployment: Path | None = None, runs: int
+) -> ColdStart:
+    """Start so many processes one after another, with a deployment profile if one is given; the median of each figure.
 
     Raises:
         EngineError: A process failed.
     """
-    starts = [_start(bundle, provider, precision) for _ in range(runs)]
+    arguments = [str(bundle), provider, precision, *([] if deployment is None else [str(deployment)])]
+    starts = [_start(arguments, f"{precision} on {provider}") for _ in range(runs)]
     return ColdStart(
         import_ms=statistics.median(start.import_ms for start in starts),
         load_ms=statistics.median(start.load_ms for start in starts),
@@ -59,11 +64,11 @@ def measure_cold_start(bundle: Path, *, provider: str, precision: str, runs: int
     )
 
 
-def _start(bundle: Path, provider: str, precision: str) -> ColdStart:
+def _start(arguments: list[str], name: str) -> ColdStart:
     # The child imports what this process would: its path goes along, however it came to be.
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(bundle), provider, precision]
+    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise EngineError(f"{precision} on {provider} does not start in a process of its own", got=last[0])
+        raise EngineError(f"{name} does not start in a process of its own", got=last[0])
     return ColdStart(**json.loads(done.stdout.splitlines()[-1]))

@@ -13,7 +13,7 @@ from crossforge.runtime.profiling.report import LatencyReport, LatencyRow
 _FACTS = ("cpu", "instruction_sets", "usable_cores", "gpus")
 """What makes two machines the same for a comparison; packages may differ, they are what one compares."""
 
-RowKey = tuple[str, Precision, int, int]
+RowKey = tuple[str, Precision, str | None, int, int]
 
 
 class Verdict(StrEnum):
@@ -33,6 +33,7 @@ class RowComparison:
 
     provider: str
     precision: Precision
+    deployment: str | None
     candidates: int
     sequence_length: int
     old_ms: float
@@ -62,7 +63,7 @@ class Comparison:
         return all(row.verdict is not Verdict.SLOWER for row in self.rows)
 
 
-def refuse_incomparable(old: LatencyReport, machine: Machine, weights_sha256: str) -> None:
+def refuse_incomparable(old: LatencyReport, machine: Machine, weights_sha256: str | None) -> None:
     """Check that a report can be compared with what is about to be measured.
 
     Raises:
@@ -80,9 +81,13 @@ def refuse_incomparable(old: LatencyReport, machine: Machine, weights_sha256: st
     if old.weights_sha256 != weights_sha256:
         raise InputError(
             "the old report is of another model",
-            got=f"{old.source} with weights {old.weights_sha256[:12]}",
-            allowed=f"weights {weights_sha256[:12]}",
+            got=f"{old.source} with weights {_short(old.weights_sha256)}",
+            allowed=f"weights {_short(weights_sha256)}",
         )
+
+
+def _short(weights_sha256: str | None) -> str:
+    return "unknown" if weights_sha256 is None else weights_sha256[:12]
 
 
 def compare_reports(old: LatencyReport, new: LatencyReport, *, tolerance: float = 0.0) -> Comparison:
@@ -129,12 +134,12 @@ def _compare(old: LatencyRow, new: LatencyRow, tolerance: float) -> RowCompariso
         verdict = Verdict.FASTER
     else:
         verdict = Verdict.SAME
-    provider, precision, candidates, sequence_length = _key(new)
     return RowComparison(
-        provider=provider,
-        precision=precision,
-        candidates=candidates,
-        sequence_length=sequence_length,
+        provider=new.provider,
+        precision=new.precision,
+        deployment=new.deployment,
+        candidates=new.candidates,
+        sequence_length=new.sequence_length,
         old_ms=then.median,
         new_ms=now.median,
         verdict=verdict,
@@ -142,7 +147,7 @@ def _compare(old: LatencyRow, new: LatencyRow, tolerance: float) -> RowCompariso
 
 
 def _key(row: LatencyRow) -> RowKey:
-    return row.provider, row.precision, row.candidates, row.sequence_length
+    return *row.contender, row.candidates, row.sequence_length
 
 
 def explain(comparison: Comparison) -> str:

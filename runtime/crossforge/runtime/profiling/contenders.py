@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from crossforge.profiles import (
     PREFERENCE,
+    DeploymentProfile,
     EngineError,
     ExecutionProvider,
     InputError,
@@ -20,6 +22,7 @@ from crossforge.profiles import (
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.machine import Machine
+from crossforge.runtime.precision import AUTO
 from crossforge.runtime.profiling.measure import Contender
 from crossforge.runtime.profiling.report import Skipped
 from crossforge.runtime.profiling.stages import Clock, StageRecorder
@@ -40,9 +43,11 @@ class Candidate:
 
     provider: ExecutionProvider
     precision: Precision
+    deployment: Path | None = None
+    """The deployment profile to run it by; None for the defaults."""
 
     def __str__(self) -> str:
-        return f"{self.precision} on {self.provider}"
+        return f"{self.precision} on {self.provider}" + (f" by {self.deployment.name}" if self.deployment else "")
 
 
 def list_candidates(
@@ -81,6 +86,23 @@ def list_candidates(
     return candidates, skipped
 
 
+def deployed_candidate(bundle: Bundle, machine: Machine, path: Path) -> Candidate:
+    """What a deployment profile runs on a machine.
+
+    Args:
+        bundle: The bundle.
+        machine: Where to run it.
+        path: The profile (TOML).
+
+    Raises:
+        InputError: The profile cannot be read, or is for a variant that the bundle has not.
+        ProviderUnavailableError: None of its providers runs here.
+    """
+    profile = DeploymentProfile.from_toml(path)
+    decision = decide(bundle, machine, precision=profile.precision or AUTO, order=profile.providers, strict=True)
+    return Candidate(provider=decision.plan.chosen, precision=decision.choice.precision, deployment=path)
+
+
 def size_bytes(bundle: Bundle, machine: Machine, candidate: Candidate) -> int:
     """Bytes on disk of what a candidate loads.
 
@@ -114,14 +136,25 @@ def open_contenders(
         recorder = StageRecorder(clock)
         try:
             reranker = Reranker.load(
-                bundle, provider=candidate.provider, precision=candidate.precision, strict=True, timed=recorder
+                bundle,
+                provider=candidate.provider,
+                precision=candidate.precision,
+                strict=True,
+                deployment=None if candidate.deployment is None else DeploymentProfile.from_toml(candidate.deployment),
+                timed=recorder,
             )
         except (EngineError, MachineError) as error:
             skipped.append(Skipped(what=str(candidate), why=str(error)))
             continue
         stack.enter_context(reranker)
         contenders.append(
-            Contender(provider=candidate.provider, precision=candidate.precision, reranker=reranker, recorder=recorder)
+            Contender(
+                provider=candidate.provider,
+                precision=candidate.precision,
+                deployment=candidate.deployment,
+                reranker=reranker,
+                recorder=recorder,
+            )
         )
     return contenders, skipped
 

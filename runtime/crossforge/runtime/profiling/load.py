@@ -7,29 +7,22 @@ process that was drawn beforehand, and a request's latency counts from the momen
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from functools import partial
-from itertools import cycle
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossforge.profiles import DeadlineError, InputError, OverloadedError
-from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
+from crossforge.profiles import DeadlineError, InputError, OverloadedError, ServiceError
 from crossforge.runtime.profiling.clock import Clock, RealClock
-from crossforge.runtime.profiling.load_report import LoadReport, Outcome
-from crossforge.runtime.records import QueryRecord
-from crossforge.runtime.reranker import Reranker
+from crossforge.runtime.profiling.load_report import LoadRun, Outcome, Slo
 
 GRACE_S = 30.0
 """How long the answers to the last arrivals are waited for."""
-_CALLS_TO_START_FROM = 5
 
 
 class Target(Protocol):
@@ -44,70 +37,8 @@ class Target(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Slo:
-    """A service level objective: so many percent of all requests answered within a latency."""
-
-    latency_ms: float
-    percentile: float = 99.0
-
-    def __post_init__(self) -> None:
-        if not self.latency_ms > 0:
-            raise InputError("the SLO's latency is not positive", got=self.latency_ms, allowed="milliseconds")
-        if not 0 < self.percentile < 100:
-            raise InputError("the SLO's percentile is out of range", got=self.percentile, allowed="above 0, below 100")
-
-    def misses_allowed(self, requests: int) -> int:
-        """Requests of so many that may come late or fail."""
-        return int(requests * (1 - self.percentile / 100) + 1e-9)
-
-    def is_met_by(self, report: LoadReport) -> bool:
-        """Whether enough of all requests were answered in time."""
-        requests = len(report.outcomes)
-        within = round(report.share_within(self.latency_ms) * requests)
-        return not report.stopped_early and requests - within <= self.misses_allowed(requests)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaxRate:
-    """The answer to: how many requests a second, within an SLO?"""
-
-    slo: Slo
-    rate_per_s: float
-    """The highest rate that met it; 0.0 if none did."""
-    trials: tuple[LoadReport, ...]
-    """Every run, in the order made."""
-
-    def figures(self) -> dict[str, object]:
-        """What a reader wants to know, ready for JSON."""
-        return {
-            "slo_ms": self.slo.latency_ms,
-            "percentile": self.slo.percentile,
-            "rate_per_s": self.rate_per_s,
-            "trials": [{**trial.figures(), "met": self.slo.is_met_by(trial)} for trial in self.trials],
-        }
-
-
-class BatcherTarget:
-    """A micro-batcher under load: the records' requests in their order, again and again. Tokenizes on its threads.
-
-    Args:
-        batcher: Takes the requests; the caller keeps it.
-        records: One request each.
-        deadline_s: Of each request, from when it is sent.
-    """
-
-    def __init__(self, batcher: MicroBatcher, records: Sequence[QueryRecord], *, deadline_s: float | None = None) -> None:
-        if not records:
-            raise InputError("there is no request to send", allowed="one record or more")
-        self._batcher = batcher
-        self._deadline_s = deadline_s
-        self._requests = cycle([(record.query, [passage.text for passage in record.passages]) for record in records])
-
-    def submit(self) -> Future[Any]:
-        """Send the next request; see :meth:`Target.submit`."""
-        query, passages = next(self._requests)
-        return self._batcher.schedule(query, passages, deadline_s=self._deadline_s)
+MakeTarget = Callable[[], AbstractContextManager[Target]]
+"""Makes a target that has no queue yet, and closes it."""
 
 
 def poisson_arrivals(rate_per_s: float, duration_s: float, *, seed: int = 0) -> NDArray[np.float64]:
@@ -134,7 +65,7 @@ def generate_load(
     stop_at: Slo | None = None,
     grace_s: float = GRACE_S,
     clock: Clock | None = None,
-) -> LoadReport:
+) -> LoadRun:
     """Send Poisson arrivals and record what becomes of each.
 
     Args:
@@ -161,7 +92,7 @@ def generate_load(
     else:
         clock.wait_for(run.futures, grace_s)
     run.give_up()
-    return LoadReport(
+    return LoadRun(
         rate_per_s=rate_per_s,
         duration_s=duration_s,
         seed=seed,
@@ -174,138 +105,10 @@ def generate_load(
     )
 
 
-def find_max_rate(
-    make_target: Callable[[], AbstractContextManager[Target]],
-    slo: Slo,
-    *,
-    duration_s: float,
-    start_per_s: float = 8.0,
-    tolerance: float = 0.05,
-    most_trials: int = 20,
-    least_requests: int = 200,
-    seed: int = 0,
-    clock: Clock | None = None,
-) -> MaxRate:
-    """Find the highest rate that meets an SLO: doubled or halved until it is enclosed, then bisected.
-
-    A trial whose verdict is clear stops at once, so rates that are far too high cost little.
-
-    Args:
-        make_target: A fresh target for each trial, so that none inherits the queue of another.
-        slo: What has to be met.
-        duration_s: Of the arrivals of each trial.
-        start_per_s: The first rate tried.
-        tolerance: Stop when the rate is known to this share of itself.
-        most_trials: Stop after so many in any case.
-        least_requests: A trial goes on until it has about so many, because a percentile of a few requests is chance.
-        seed: Decides the arrivals.
-        clock: Real time if not given.
-
-    Raises:
-        InputError: A number is not positive.
-    """
-    if not (tolerance > 0 and most_trials > 0):
-        raise InputError("cannot search", got=f"tolerance {tolerance}, {most_trials} trials", allowed="both above 0")
-    met, missed = 0.0, float("inf")
-    rate = start_per_s
-    trials: list[LoadReport] = []
-    while len(trials) < most_trials and missed - met > tolerance * met and (met > 0 or rate > start_per_s * 2**-10):
-        with make_target() as target:
-            trial = generate_load(
-                target,
-                rate_per_s=rate,
-                duration_s=max(duration_s, least_requests / rate) if rate > 0 else duration_s,
-                seed=seed,
-                stop_at=slo,
-                clock=clock,
-            )
-        trials.append(trial)
-        if slo.is_met_by(trial):
-            met = rate
-        else:
-            missed = rate
-        rate = met * 2 if missed == float("inf") else (met + missed) / 2
-    return MaxRate(slo=slo, rate_per_s=met, trials=tuple(trials))
-
-
-def measure_load(
-    reranker: Reranker,
-    records: Sequence[QueryRecord],
-    *,
-    rate_per_s: float,
-    duration_s: float,
-    seed: int = 0,
-    config: MicroBatchConfig | None = None,
-    deadline_s: float | None = None,
-) -> LoadReport:
-    """Put a reranker behind a micro-batcher and measure its latency under a rate of requests.
-
-    Args:
-        reranker: What to measure; the caller keeps it.
-        records: The requests, sent in their order, again and again.
-        rate_per_s: Mean number of requests a second.
-        duration_s: How long they go on.
-        seed: Decides the arrivals.
-        config: The micro-batcher's.
-        deadline_s: Of each request.
-
-    Raises:
-        InputError: There are no records, a text cannot be used, or the rate or the duration is not positive.
-    """
-    with _batcher_target(reranker, records, config, deadline_s) as target:
+def measure_load(make_target: MakeTarget, *, rate_per_s: float, duration_s: float, seed: int = 0) -> LoadRun:
+    """Measure the latency of a fresh target under a rate of requests; see :func:`generate_load`."""
+    with make_target() as target:
         return generate_load(target, rate_per_s=rate_per_s, duration_s=duration_s, seed=seed)
-
-
-def measure_max_rate(
-    reranker: Reranker,
-    records: Sequence[QueryRecord],
-    slo: Slo,
-    *,
-    duration_s: float,
-    seed: int = 0,
-    config: MicroBatchConfig | None = None,
-    most_trials: int = 20,
-) -> MaxRate:
-    """Find how many requests a second a reranker answers within an SLO; see :func:`find_max_rate`.
-
-    Args:
-        reranker: What to measure; the caller keeps it.
-        records: The requests, sent in their order, again and again.
-        slo: What has to be met.
-        duration_s: Of the arrivals of each trial, which goes on until there were about 200.
-        seed: Decides the arrivals.
-        config: The micro-batcher's.
-        most_trials: Stop after so many in any case.
-
-    Raises:
-        InputError: There are no records, a text cannot be used, or the duration is not positive.
-    """
-    with _batcher_target(reranker, records, config, None) as target:
-        start_s = time.perf_counter()
-        for _ in records[:_CALLS_TO_START_FROM]:
-            target.submit().result()
-        call_s = (time.perf_counter() - start_s) / len(records[:_CALLS_TO_START_FROM])
-    return find_max_rate(
-        lambda: _batcher_target(reranker, records, config, None),
-        slo,
-        duration_s=duration_s,
-        start_per_s=1 / call_s,  # one after another: not far from what many at once reach
-        most_trials=most_trials,
-        seed=seed,
-    )
-
-
-@contextmanager
-def _batcher_target(
-    reranker: Reranker, records: Sequence[QueryRecord], config: MicroBatchConfig | None, deadline_s: float | None
-) -> Iterator[Target]:
-    batcher = MicroBatcher(reranker, config)
-    try:
-        target = BatcherTarget(batcher, records, deadline_s=deadline_s)
-        target.submit().result()  # the first call of an engine is not like the others
-        yield target
-    finally:
-        batcher.close(drain=False)
 
 
 class _Run:
@@ -365,7 +168,7 @@ class _Run:
 
     def _finish(self, place: int, error: BaseException | None) -> None:
         self.finished_s[place] = self._now_s()
-        self.errors[place] = None if error is None else type(error).__name__
+        self.errors[place] = None if error is None else _kind(error)
         self.outcomes[place] = _outcome(error)  # last, so that whoever sees it sees the rest
 
 
@@ -379,3 +182,7 @@ def _outcome(error: BaseException | None) -> Outcome:
             return Outcome.EXPIRED
         case _:
             return Outcome.FAILED
+
+
+def _kind(error: BaseException) -> str:
+    return error.kind if isinstance(error, ServiceError) else type(error).__name__

@@ -1,19 +1,14 @@
-"""A load report: what became of every request of an open-loop run, and the figures that follow."""
+"""What became of every request under load, run by run, and the figures that follow."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossforge.profiles import InputError
-from crossforge.profiles.jsonio import DecodeError, decode, encode
-
-LOAD_SCHEMA_VERSION = 1
 
 
 class Outcome(StrEnum):
@@ -30,10 +25,9 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadReport:
+class LoadRun:
     """One run at one rate: Poisson arrivals that wait for no answer. Columns are in order of arrival."""
 
-    schema_version: int = field(default=LOAD_SCHEMA_VERSION)
     rate_per_s: float
     """Requests a second that were asked for."""
     duration_s: float
@@ -54,7 +48,7 @@ class LoadReport:
     def __post_init__(self) -> None:
         lengths = {len(column) for column in (self.intended_s, self.sent_s, self.finished_s, self.outcomes)}
         if len(lengths) != 1:
-            raise InputError("the columns of a load report differ in length", got=sorted(lengths))
+            raise InputError("the columns of a load run differ in length", got=sorted(lengths))
 
     @property
     def latencies_ms(self) -> NDArray[np.float64]:
@@ -113,27 +107,65 @@ class LoadReport:
             "stopped_early": self.stopped_early,
         }
 
-    def to_json(self) -> str:
-        """The report as JSON text, raw samples included."""
-        return json.dumps(encode(self), ensure_ascii=False, allow_nan=False) + "\n"
 
-    @classmethod
-    def read(cls, path: str | Path) -> LoadReport:
-        """Read a report.
+@dataclass(frozen=True, kw_only=True)
+class Slo:
+    """A service level objective: so many percent of all requests answered within a latency."""
 
-        Raises:
-            InputError: The file cannot be read or is no report of this version.
-        """
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read the load report {path} ({error})") from error
-        version = document.get("schema_version") if isinstance(document, dict) else None
-        if version != LOAD_SCHEMA_VERSION:
-            raise InputError(
-                f"{path} is no load report of this version", got=version, allowed=f"schema_version {LOAD_SCHEMA_VERSION}"
-            )
-        try:
-            return decode(cls, document)
-        except DecodeError as error:
-            raise InputError(f"{path} is not a valid load report ({error})") from error
+    latency_ms: float
+    percentile: float = 99.0
+
+    def __post_init__(self) -> None:
+        if not self.latency_ms > 0:
+            raise InputError("the SLO's latency is not positive", got=self.latency_ms, allowed="milliseconds")
+        if not 0 < self.percentile < 100:
+            raise InputError("the SLO's percentile is out of range", got=self.percentile, allowed="above 0, below 100")
+
+    def misses_allowed(self, requests: int) -> int:
+        """Requests of so many that may come late or fail."""
+        return int(requests * (1 - self.percentile / 100) + 1e-9)
+
+    def is_met_by(self, run: LoadRun) -> bool:
+        """Whether enough of all requests were answered in time."""
+        requests = len(run.outcomes)
+        within = round(run.share_within(self.latency_ms) * requests)
+        return not run.stopped_early and requests - within <= self.misses_allowed(requests)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadCurve:
+    """Runs at several rates against one service."""
+
+    service: str
+    """What was under load: a variant on a provider, or a URL."""
+    requests: str
+    """What was sent."""
+    slo: Slo | None
+    """What was to be kept; None where nothing was."""
+    runs: tuple[LoadRun, ...]
+    """In the order made."""
+
+    @property
+    def max_rate_per_s(self) -> float | None:
+        """The highest rate of those measured that met the objective, 0.0 if none did; None without an objective."""
+        if self.slo is None:
+            return None
+        return max((run.rate_per_s for run in self.runs if self.slo.is_met_by(run)), default=0.0)
+
+    @property
+    def passed(self) -> bool:
+        """Whether a rate met the objective; without one, whether anything was answered."""
+        if self.slo is None:
+            return any(run.count(Outcome.ANSWERED) for run in self.runs)
+        return any(self.slo.is_met_by(run) for run in self.runs)
+
+    def figures(self) -> dict[str, object]:
+        """What a reader wants to know, ready for JSON."""
+        return {
+            "service": self.service,
+            "requests": self.requests,
+            "slo_ms": None if self.slo is None else self.slo.latency_ms,
+            "percentile": None if self.slo is None else self.slo.percentile,
+            "max_rate_per_s": self.max_rate_per_s,
+            "runs": [{**run.figures(), "met": None if self.slo is None else self.slo.is_met_by(run)} for run in self.runs],
+        }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from crossforge.profiles import InputError, Precision
 from crossforge.runtime.batching import plan_batches
@@ -27,11 +28,18 @@ class Contender:
 
     provider: str
     precision: Precision
+    deployment: Path | None = None
+    """The deployment profile that set it; None for the defaults."""
     reranker: Reranker
     recorder: StageRecorder
 
+    @property
+    def deployment_name(self) -> str | None:
+        """What a report calls the deployment profile."""
+        return None if self.deployment is None else self.deployment.name
+
     def __str__(self) -> str:
-        return f"{self.precision} on {self.provider}"
+        return f"{self.precision} on {self.provider}" + (f" by {self.deployment.name}" if self.deployment else "")
 
 
 @dataclass(kw_only=True)
@@ -106,6 +114,7 @@ class _CellRun:
         return LatencyRow(
             provider=series.contender.provider,
             precision=series.contender.precision,
+            deployment=series.contender.deployment_name,
             candidates=self.cell.candidates,
             sequence_length=self.cell.sequence_length,
             tokens=self.cell.tokens,

@@ -29,6 +29,8 @@ class ProfileOptions:
     """Those to measure; none named takes every one."""
     precisions: tuple[Precision, ...] = ()
     """Those to measure; none named takes every one that is meant for the provider."""
+    deployment: Path | None = None
+    """A deployment profile (TOML) that is measured beside them, as what it sets."""
     budget_s: float = DEFAULT_BUDGET_S
     """Wall time of the whole run."""
     interval_width: float = 0.05

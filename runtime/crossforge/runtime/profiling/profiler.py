@@ -10,13 +10,14 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from crossforge.profiles import Precision
+from crossforge.profiles import Precision, ProviderUnavailableError
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.machine import Machine, inspect_machine, installed_versions
 from crossforge.runtime.profiling.ceiling import count_operations, gemm_share, measure_ceiling
 from crossforge.runtime.profiling.cold_start import ColdStart, measure_cold_start
 from crossforge.runtime.profiling.contenders import (
     Candidate,
+    deployed_candidate,
     list_candidates,
     open_contenders,
     refuse_none,
@@ -25,7 +26,7 @@ from crossforge.runtime.profiling.contenders import (
 from crossforge.runtime.profiling.measure import Contender, measure_cells
 from crossforge.runtime.profiling.memory import read_memory
 from crossforge.runtime.profiling.options import ProfileOptions
-from crossforge.runtime.profiling.report import LatencyReport, LatencyRow, VariantFacts
+from crossforge.runtime.profiling.report import LatencyReport, LatencyRow, Skipped, VariantFacts
 from crossforge.runtime.profiling.workload import plan_workload
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.tokenization import PairTokenizer
@@ -57,6 +58,11 @@ def measure_latency(
     bundle, machine = Bundle.open(path), inspect_machine()
     manifest = bundle.manifest
     candidates, skipped = list_candidates(manifest, machine, providers=options.providers, precisions=options.precisions)
+    if options.deployment is not None:
+        try:
+            candidates.append(deployed_candidate(bundle, machine, options.deployment))
+        except ProviderUnavailableError as error:
+            skipped.append(Skipped(what=options.deployment.name, why=error.what))
     if not candidates:
         refuse_none(skipped)
     with progress.stage("plan the workload") as stage:
@@ -101,8 +107,7 @@ def measure_latency(
         source=manifest.source.id,
         weights_sha256=manifest.source.weights_sha256,
         machine=machine,
-        versions={"python": platform.python_version()}
-        | dict(package.split(" ", 1) for package in installed_versions(_PACKAGES)),
+        versions=package_versions(),
         peak_resident_bytes=peak_bytes,
         import_ms=import_ms,
         variants=tuple(
@@ -114,8 +119,20 @@ def measure_latency(
     )
 
 
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that take part in a call."""
+    packages = dict(package.split(" ", 1) for package in installed_versions(_PACKAGES))
+    return {"python": platform.python_version(), **packages}
+
+
 def _cold_start(bundle: Bundle, contender: Contender, runs: int) -> ColdStart:
-    return measure_cold_start(bundle.path, provider=contender.provider, precision=contender.precision, runs=runs)
+    return measure_cold_start(
+        bundle.path,
+        provider=contender.provider,
+        precision=contender.precision,
+        deployment=contender.deployment,
+        runs=runs,
+    )
 
 
 def _ceilings(contenders: Sequence[Contender]) -> list[float | None]:
@@ -143,10 +160,13 @@ def _facts(
 ) -> VariantFacts:
     provider, precision = contender.provider, contender.precision
     parity = bundle.manifest.variants[precision].parity
-    own = [row for row in rows if (row.provider, row.precision) == (provider, precision)]
+    own = [row for row in rows if row.contender == (provider, precision, contender.deployment_name)]
     return VariantFacts(
         provider=provider,
         precision=precision,
+        deployment=contender.deployment_name,
+        workers=contender.reranker.workers,
+        budget_tokens=contender.reranker.budget_tokens,
         size_bytes=size_bytes(bundle, machine, Candidate(provider=contender.reranker.session.provider, precision=precision)),
         load_ms=start.load_ms,
         first_call_ms=start.first_call_ms,

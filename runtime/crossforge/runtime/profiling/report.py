@@ -14,11 +14,16 @@ import numpy as np
 from crossforge.profiles import InputError, Precision
 from crossforge.profiles.jsonio import DecodeError, decode, encode
 from crossforge.runtime.machine import Machine
+from crossforge.runtime.profiling.load_report import LoadCurve
 
-REPORT_SCHEMA_VERSION = 1
+REPORT_SCHEMA_VERSION = 2
 REPORT_NAME = "reports/latency.json"
 STAGES = ("tokenize", "plan", "collate", "compute", "postprocess")
 """The parts of a call, in order. On a GPU, ``compute`` holds the copies to and from it."""
+
+
+ContenderKey = tuple[str, Precision, str | None]
+"""Provider, variant, and the deployment profile's name if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,8 @@ class LatencyRow:
 
     provider: str
     precision: Precision
+    deployment: str | None = None
+    """The deployment profile that set it; None for the defaults."""
     candidates: int
     """Passages of the query: pairs of a call."""
     sequence_length: int
@@ -46,6 +53,11 @@ class LatencyRow:
             raise InputError("a latency row needs a sample")
         if any(len(times) != len(self.samples_ms) for times in self.stage_samples_ms.values()):
             raise InputError("stages and calls differ in number")
+
+    @property
+    def contender(self) -> ContenderKey:
+        """What was measured: rows of one contender differ in the call alone."""
+        return self.provider, self.precision, self.deployment
 
     def percentile_ms(self, percent: float) -> float:
         """The latency that so many percent of the calls do not exceed."""
@@ -77,6 +89,12 @@ class VariantFacts:
 
     provider: str
     precision: Precision
+    deployment: str | None = None
+    """The deployment profile that set it; None for the defaults."""
+    workers: int
+    """Batches that ran at the same time."""
+    budget_tokens: int
+    """Largest ``batch x sequence`` of a batch."""
     size_bytes: int
     load_ms: float
     """Opening it in a fresh process, every file's digest compared; the median of a few."""
@@ -90,6 +108,11 @@ class VariantFacts:
     """From the manifest, where the variant was judged on judged pairs."""
     gemm_share: float | None
     """Share of the machine's measured ceiling for this arithmetic that the fastest row reaches; None where not measured."""
+
+    @property
+    def contender(self) -> ContenderKey:
+        """As :attr:`LatencyRow.contender`."""
+        return self.provider, self.precision, self.deployment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +131,22 @@ class LatencyReport:
     created: str
     """UTC, ISO 8601."""
     source: str
-    """The bundle's source id."""
-    weights_sha256: str
+    """The bundle's source id; the URL where a service was measured without a bundle."""
+    weights_sha256: str | None
+    """None without a bundle."""
     machine: Machine
+    """The one that measured. A service behind a URL may run on another."""
     versions: dict[str, str]
     """Packages that took part."""
-    peak_resident_bytes: int
-    """The most that the measuring process held, with every variant loaded."""
-    import_ms: float
-    """Importing the runtime in a fresh process."""
+    peak_resident_bytes: int | None
+    """The most that the measuring process held, with every variant loaded; None where there are no rows."""
+    import_ms: float | None
+    """Importing the runtime in a fresh process; None where there are no rows."""
     variants: tuple[VariantFacts, ...]
     rows: tuple[LatencyRow, ...]
     skipped: tuple[Skipped, ...]
+    load: LoadCurve | None = None
+    """Latency by arrival rate, where it was measured."""
 
     def to_json(self) -> str:
         """The report as JSON text."""

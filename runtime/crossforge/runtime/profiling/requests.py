@@ -42,4 +42,5 @@ def request_of_lengths(lengths: list[int], tokenizer: PairTokenizer) -> EncodedP
         truncated=none.astype(bool),
         query_truncated=none.astype(bool),
         unknown_tokens=none,
+        mostly_unknown=none.astype(bool),
     )

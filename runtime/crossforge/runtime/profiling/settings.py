@@ -70,7 +70,8 @@ def candidate_settings(
 ) -> tuple[Setting, ...]:
     """Every setting worth a measurement.
 
-    On the CPU a worker is a thread with a batch of its own; operators are never split, so there are no threads to choose.
+    On the processor a worker is a thread with a batch of its own; operators are never split, so there are no threads to
+    choose. Every provider is searched over the workers and budgets that suit what it runs on.
 
     Args:
         variants: What may run on each provider.
@@ -79,10 +80,9 @@ def candidate_settings(
     """
     settings = dict.fromkeys(also)
     for provider, precisions in variants.items():
-        on_cpu = provider is ExecutionProvider.CPU
-        workers = sorted({1, max(1, cores // 2), cores}, reverse=True) if on_cpu else _GPU_WORKERS
+        workers = sorted({1, max(1, cores // 2), cores}, reverse=True) if provider.is_cpu else _GPU_WORKERS
         for precision in precisions:
             for count in workers:
-                for budget in _CPU_BUDGETS if on_cpu else _GPU_BUDGETS:
+                for budget in _CPU_BUDGETS if provider.is_cpu else _GPU_BUDGETS:
                     settings[Setting(provider=provider, precision=precision, workers=count, budget_tokens=budget)] = None
     return tuple(settings)

@@ -26,7 +26,9 @@ class SearchSpace:
 
 
 def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> SearchSpace:
-    """The settings that a bundle can have on a machine. Reads the engines' sidecars and runs nothing.
+    """The settings that a bundle can have on a machine: every variant on every provider that runs it, whichever those are.
+
+    Reads the engines' sidecars and runs nothing.
 
     Raises:
         GateError: No variant is within the limits.
@@ -38,9 +40,11 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
     for provider in decision.plan.candidates:
         variants[provider] = []
         for precision, variant in bundle.manifest.variants.items():
-            reason = limits.why_not(variant.parity) or why_not(variant, machine, provider)
-            if reason is None and provider is ExecutionProvider.TENSORRT:
-                reason = _why_no_engine(bundle, machine, precision)
+            reason = (
+                limits.why_not(variant.parity)
+                or why_not(variant, machine, provider)
+                or _why_it_does_not_run(bundle, machine, provider, precision)
+            )
             if reason is None:
                 variants[provider].append(precision)
             else:
@@ -59,14 +63,14 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
 
 
 def _default_setting(provider: ExecutionProvider, precision: Precision, machine: Machine) -> Setting:
-    workers = machine.usable_cores if provider is ExecutionProvider.CPU else 1
+    workers = machine.usable_cores if provider.is_cpu else 1
     return Setting(provider=provider, precision=precision, workers=workers, budget_tokens=default_budget_tokens(provider))
 
 
-def _why_no_engine(bundle: Bundle, machine: Machine, precision: Precision) -> str | None:
-    """An engine is of one variant: whether there is one of this."""
+def _why_it_does_not_run(bundle: Bundle, machine: Machine, provider: ExecutionProvider, precision: Precision) -> str | None:
+    """A provider that runs the bundle need not run every variant of it: a TensorRT engine is of one."""
     try:
-        decide(bundle, machine, provider=ExecutionProvider.TENSORRT, precision=precision, strict=True)
+        decide(bundle, machine, provider=provider, precision=precision, strict=True)
     except ProviderUnavailableError as error:
         return error.what
     return None

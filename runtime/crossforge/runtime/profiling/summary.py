@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from crossforge.runtime.profiling.compare import Comparison, Verdict
+from crossforge.runtime.profiling.compare import Comparison, RowComparison, Verdict
 from crossforge.runtime.profiling.intervals import median_interval
+from crossforge.runtime.profiling.load_report import LoadCurve, Outcome
 from crossforge.runtime.profiling.report import LatencyReport, LatencyRow, VariantFacts
 
 _COLOURS = {Verdict.SLOWER: "red", Verdict.FASTER: "green", Verdict.SAME: "none", Verdict.UNJUDGED: "dim"}
@@ -28,6 +31,7 @@ def report_document(report: LatencyReport) -> dict[str, object]:
         "variants": report.variants,
         "rows": [_row_document(row) for row in report.rows],
         "skipped": report.skipped,
+        "load": None if report.load is None else report.load.figures(),
     }
 
 
@@ -46,6 +50,7 @@ def _row_document(row: LatencyRow) -> dict[str, object]:
     return {
         "provider": row.provider,
         "precision": row.precision,
+        "deployment": row.deployment,
         "candidates": row.candidates,
         "sequence_length": row.sequence_length,
         **{f"p{percent}_ms": row.percentile_ms(percent) for percent in (50, 90, 95, 99)},
@@ -65,12 +70,12 @@ def latency_table(report: LatencyReport) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("candidates", "tokens", "p50 ms", "±", "p90", "p95", "p99", "calls", "pairs/s", "padding", "Kendall tau"):
         table.add_column(name, no_wrap=True, justify="right")
-    quality = {(facts.provider, facts.precision): facts.kendall_tau for facts in report.variants}
+    quality = {facts.contender: facts.kendall_tau for facts in report.variants}
     for row in report.rows:
         interval = median_interval(row.samples_ms)
         table.add_row(
             row.provider,
-            row.precision,
+            _variant(row),
             str(row.candidates),
             str(row.sequence_length),
             f"{row.percentile_ms(50):.1f}",
@@ -79,7 +84,7 @@ def latency_table(report: LatencyReport) -> Table:
             str(len(row.samples_ms)),
             f"{row.pairs_per_s:.0f}",
             f"{row.padding_waste:.1%}",
-            _figure(quality[row.provider, row.precision], ".4f"),
+            _figure(quality[row.contender], ".4f"),
         )
     return table
 
@@ -89,7 +94,17 @@ def variant_table(report: LatencyReport) -> Table:
     table = Table(box=None)
     for name in ("provider", "precision"):
         table.add_column(name, no_wrap=True)
-    for name in ("MB", "load ms", "first call ms", "resident MB", "of the ceiling", "Kendall tau", "nDCG@10"):
+    for name in (
+        "workers",
+        "budget",
+        "MB",
+        "load ms",
+        "first call ms",
+        "resident MB",
+        "of the ceiling",
+        "Kendall tau",
+        "nDCG@10",
+    ):
         table.add_column(name, no_wrap=True, justify="right")
     for facts in report.variants:
         table.add_row(*_variant_cells(facts))
@@ -99,7 +114,9 @@ def variant_table(report: LatencyReport) -> Table:
 def _variant_cells(facts: VariantFacts) -> tuple[str, ...]:
     return (
         facts.provider,
-        facts.precision,
+        _variant(facts),
+        str(facts.workers),
+        f"{facts.budget_tokens:,}",
         f"{facts.size_bytes / 1e6:.1f}",
         f"{facts.load_ms:.0f}",
         f"{facts.first_call_ms:.0f}",
@@ -120,7 +137,7 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_row(
             f"[{_COLOURS[row.verdict]}]{row.verdict}[/]",
             escape(row.provider),
-            row.precision,
+            _variant(row),
             str(row.candidates),
             str(row.sequence_length),
             f"{row.old_ms:.1f}",
@@ -130,10 +147,47 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
+def load_table(curve: LoadCurve) -> Table:
+    """What became of the requests of every run, by rate."""
+    table = Table(box=None)
+    for name in ("requests/s", "sent", "answered/s", "p50 ms", "p90", "p99", "refused", "failed", "late to be sent by ms"):
+        table.add_column(name, no_wrap=True, justify="right")
+    for run in sorted(curve.runs, key=lambda run: run.rate_per_s):
+        refused = run.count(Outcome.REJECTED)
+        table.add_row(
+            f"{run.rate_per_s:.2f}",
+            f"{len(run.outcomes)}{', cut short' if run.stopped_early else ''}",
+            f"{run.achieved_per_s:.2f}",
+            *(_figure(run.percentile_ms(percent), ".1f") for percent in (50, 90, 99)),
+            str(refused),
+            str(len(run.outcomes) - run.count(Outcome.ANSWERED) - refused),
+            f"{run.max_lag_ms:.1f}",
+        )
+    return table
+
+
+def explain_load(curve: LoadCurve) -> list[str]:
+    """What was measured, what failed, and the highest rate within the objective."""
+    lines = [f"{curve.service}, {curve.requests}; latency counts from when each request was due."]
+    errors: Counter[str] = Counter()
+    for run in curve.runs:
+        errors.update(run.errors)
+    if errors:
+        lines.append("Errors: " + ", ".join(f"{count} {kind}" for kind, count in errors.most_common()))
+    if curve.slo is not None:
+        answer = f"{curve.max_rate_per_s:.2f} requests a second keep" if curve.max_rate_per_s else "No rate keeps"
+        lines.append(f"{answer} {curve.slo.percentile:g} of 100 within {curve.slo.latency_ms:g} ms.")
+    return lines
+
+
 def print_whole(console: Console, table: Table) -> None:
     """Print a table uncut, however narrow the terminal: a figure that is cut is another figure."""
     table.width = Measurement.get(console, console.options.update_width(_WIDEST), table).maximum
     console.print(table)
+
+
+def _variant(what: LatencyRow | VariantFacts | RowComparison) -> str:
+    return what.precision if what.deployment is None else f"{what.precision} by {escape(what.deployment)}"
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from crossforge.runtime.serving import health, openapi
+from crossforge.runtime.serving import health, openapi, playground
 from crossforge.runtime.serving.auth import ApiKeys
 from crossforge.runtime.serving.dialects import ROUTERS
 from crossforge.runtime.serving.errors import Kind, Problem, ProblemError
@@ -37,8 +37,8 @@ def create_app(
 
     Args:
         models: Each by its name; the first answers requests that name none.
-        settings: Keys and limits.
-        routers: What it answers.
+        settings: Keys and limits, and whether there is a playground.
+        routers: What else it answers.
     """
     settings = settings or ServiceSettings()
     metrics = Metrics(models)
@@ -65,6 +65,8 @@ def create_app(
     app.state.service = service
     for router in routers:
         app.include_router(router)
+    if settings.playground:
+        app.include_router(playground.make_router(service))
     app.add_exception_handler(ProblemError, _tell_problem)
     app.add_exception_handler(ClientGoneError, _tell_nobody)
     app.add_exception_handler(HTTPException, _tell_http)

@@ -10,9 +10,8 @@ from crossforge.runtime.serving.errors import Kind, Problem
 from crossforge.runtime.serving.replies import App, Receive, Scope, Send, refuse
 from crossforge.runtime.serving.settings import ServiceSettings
 
-OPEN_PATHS = ("/health", "/ready", "/")
+OPEN_PATHS = ("/health", "/ready", "/", "/playground/page.css", "/playground/page.js")
 """Answered without a key: what probes ask, and the playground's page, which holds no data."""
-_OPEN_PREFIX = "/playground/"
 
 
 class ApiKeys:
@@ -30,7 +29,7 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or not self._digests or _is_open(scope["path"]) or self._is_known(_sent_key(scope)):
+        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN_PATHS or self._is_known(_sent_key(scope)):
             await self._app(scope, receive, send)
             return
         problem = Problem(
@@ -49,10 +48,6 @@ class ApiKeys:
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
-
-
-def _is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path.startswith(_OPEN_PREFIX)
 
 
 def _sent_key(scope: Scope) -> bytes:

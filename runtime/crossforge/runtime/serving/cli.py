@@ -35,6 +35,7 @@ def serve(
     timeout: Annotated[float, typer.Option(help="Seconds that a request may wait and compute; then 504.")] = 30.0,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that requests may take to end after SIGTERM.")] = 30.0,
     micro_batching: Annotated[bool, typer.Option(help="Merge concurrent requests.")] = True,
+    playground: Annotated[bool, typer.Option(help="A page at / to try the models on.")] = True,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM).", show_default="no TLS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", show_default=False)] = None,
     provider: ProviderOption = "auto",
@@ -65,6 +66,7 @@ def serve(
         timeout_s=timeout,
         drain_timeout_s=drain_timeout,
         micro_batching=micro_batching,
+        playground=playground,
         tls_cert=tls_cert,
         tls_key=tls_key,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -43,9 +43,10 @@ class Metrics:
         self._batch_waste = self._histogram("batch_padding_ratio", "Share of a batch that is padding.", WASTE, "model")
         self._tokens = self._counter("tokens", "Tokens that were computed, padding left out.", "model")
         self._padded_tokens = self._counter("padded_tokens", "Tokens that were computed, padding included.", "model")
-        self.registry.register(_QueueCollector(models))
-        for model in set(models.values()):
-            self._watch(model)
+        self._models: set[ServedModel] = set()
+        self.registry.register(_QueueCollector(self._models))
+        for model in models.values():
+            self.watch(model)
 
     def count_request(self, facts: RequestFacts, *, status: int, seconds: float) -> None:
         """Count a request that has ended."""
@@ -77,7 +78,9 @@ class Metrics:
     def _histogram(self, name: str, what: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, what, labels, buckets=buckets, namespace="crossforge", registry=self.registry)
 
-    def _watch(self, model: ServedModel) -> None:
+    def watch(self, model: ServedModel) -> None:
+        """Measure a model's queue and batches, from now on."""
+        self._models.add(model)
         pairs, tokens = self._batch_pairs.labels(model.name), self._batch_tokens.labels(model.name)
         waste = self._batch_waste.labels(model.name)
         computed, padded = self._tokens.labels(model.name), self._padded_tokens.labels(model.name)
@@ -95,7 +98,7 @@ class Metrics:
 class _QueueCollector(Collector):
     """What the queues hold at the moment of reading."""
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+    def __init__(self, models: Set[ServedModel]) -> None:
         self._models = models
 
     def describe(self) -> Iterable[Metric]:
@@ -109,7 +112,7 @@ class _QueueCollector(Collector):
         restarts = CounterMetricFamily(
             "crossforge_worker_restarts", "Workers that died and were restarted.", labels=["model"]
         )
-        for model in set(self._models.values()):
+        for model in self._models:
             if isinstance(model.scorer, MicroBatcher):
                 stats = model.scorer.stats()
                 tokens.add_metric([model.name], stats.pending_tokens)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from crossforge.profiles import DeploymentProfile, InputError
+from crossforge.profiles import DeploymentProfile, InputError, Precision
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.serving.scorers import PlainScorer, Scorer
@@ -44,12 +45,20 @@ class ServedModel:
         name: What requests call it.
         reranker: Scores the pairs.
         settings: Whether requests are merged, and how many tokens may wait.
+        open_variant: Loads another variant of its bundle, where there is one.
 
     Raises:
         InputError: No label of the model ranks, or the queue has no room for one pair.
     """
 
-    def __init__(self, name: str, reranker: Reranker, settings: ServiceSettings | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        reranker: Reranker,
+        settings: ServiceSettings | None = None,
+        *,
+        open_variant: Callable[[Precision], Reranker] | None = None,
+    ) -> None:
         settings = settings or ServiceSettings()
         if reranker.manifest.scoring.ranking_label is None:
             raise InputError(
@@ -65,6 +74,7 @@ class ServedModel:
             )
         self.name = name
         self.reranker = reranker
+        self.open_variant = open_variant
         self.session = WatchedSession(reranker.session)
         reranker.session = self.session
         self.probing = asyncio.Lock()
@@ -119,11 +129,12 @@ def load_models(
     try:
         for spec in specs:
             if spec.bundle.resolve() not in loaded:
-                reranker = Reranker.load(
-                    spec.bundle, provider=provider, precision=precision, strict=strict, deployment=deployment
-                )
+                load = partial(Reranker.load, spec.bundle, provider=provider, strict=strict, deployment=deployment)
+                reranker = load(precision=precision)
                 try:
-                    loaded[spec.bundle.resolve()] = ServedModel(spec.name, reranker, settings)
+                    loaded[spec.bundle.resolve()] = ServedModel(
+                        spec.name, reranker, settings, open_variant=partial(_load_variant, load)
+                    )
                 except InputError:
                     reranker.close()
                     raise
@@ -132,3 +143,7 @@ def load_models(
             model.close()
         raise
     return {spec.name: loaded[spec.bundle.resolve()] for spec in specs}
+
+
+def _load_variant(load: Callable[..., Reranker], precision: Precision) -> Reranker:
+    return load(precision=precision)

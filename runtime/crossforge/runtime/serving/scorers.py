@@ -10,7 +10,8 @@ from threading import Lock
 from typing import Protocol
 
 from crossforge.profiles import ClosedError, DeadlineError, EngineError, OverloadedError
-from crossforge.runtime.reranker import Reranker, ScoredPairs
+from crossforge.runtime.reranker import Reranker
+from crossforge.runtime.scored import ScoredPairs
 from crossforge.runtime.timing import RequestTimes
 from crossforge.runtime.tokenization import EncodedPairs
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import Activation, CrossforgeError, DeadlineError
 from crossforge.runtime.activation import Floats
-from crossforge.runtime.reranker import ScoredPairs
+from crossforge.runtime.scored import ScoredPairs
 from crossforge.runtime.serving.errors import Kind, ProblemError, problem_of
 from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.metrics import Metrics
@@ -128,6 +128,20 @@ class Service:
             ClientGoneError: Nobody waits for it any more.
         """
         name, served = self.find_model(model)
+        return await self.score_with(request, name, served, query, passages, cut=cut, max_passage_tokens=max_passage_tokens)
+
+    async def score_with(
+        self,
+        request: Request,
+        name: str,
+        served: ServedModel,
+        query: str,
+        passages: Sequence[str],
+        *,
+        cut: bool = True,
+        max_passage_tokens: int | None = None,
+    ) -> Scores:
+        """Score with a model that is at hand, under a name for log and metrics; see :meth:`score`."""
         self._check(request, name, [query], passages)
         tokenizer = served.reranker.tokenizer
 

@@ -53,6 +53,8 @@ class ServiceSettings:
     """Longest time that requests may take to end once the service is told to stop."""
     micro_batching: bool = True
     """Merge concurrent requests. Otherwise each is scored by itself, one after another."""
+    playground: bool = True
+    """A page at ``/`` to try the models on, which loads their other variants when they are asked for."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
 

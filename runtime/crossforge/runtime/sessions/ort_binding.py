@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_OUTPUT_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_OUTPUT_TYPES: dict[str, np.dtype[np.floating[Any]]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
 
 
 class BoundRuns:
@@ -56,7 +59,7 @@ class BoundRuns:
         except IndexError:
             binding = self._session.io_binding()
         rows = len(next(iter(batch.values())))
-        logits = np.empty((rows, self._labels), self._dtype)
+        logits: NDArray[np.floating[Any]] = np.empty((rows, self._labels), dtype=self._dtype)
         try:
             for name, ids in batch.items():
                 binding.bind_cpu_input(name, np.ascontiguousarray(ids))  # copies to where the graph reads it

@@ -33,7 +33,7 @@ def explain_failure(error: Exception) -> EngineError:
     """
     text, reason = str(error), first_line(error)
     number = next((int(match) for match in _CUDA_NUMBER.findall(text)), None)
-    if number in STICKY:
+    if number is not None and number in STICKY:
         return DeviceLostError(f"the GPU is lost: {STICKY[number]}", got=reason)
     if type(error).__name__ == _RESET:
         return DeviceLostError("the GPU was reset", got=reason)

@@ -1,0 +1,59 @@
+"""What a reranker answers beside the scores: what was cut, what was not understood, what it cost."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossforge.profiles import TruncationWarning, UnknownTokensWarning
+from crossforge.runtime.activation import Floats
+from crossforge.runtime.timing import RequestTimes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPairs:
+    """Logits, with what happened on the way to them."""
+
+    logits: Floats
+    """float32 [n, labels]."""
+    truncated: NDArray[np.bool_]
+    """Pairs of which the model did not see all: bool [n]."""
+    query_truncated: NDArray[np.bool_]
+    """Pairs of whose query the model did not see all: bool [n]."""
+    unknown_tokens: NDArray[np.int32]
+    """Tokens of each pair that stand for text the tokenizer has no token for: int32 [n]."""
+    mostly_unknown: NDArray[np.bool_]
+    """Pairs of which a text is mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
+    token_counts: NDArray[np.int32]
+    """Tokens of each pair, special tokens included: int32 [n]."""
+    batches: int
+    """It took so many for the pairs that differ; equal pairs are computed once."""
+    padding_waste: float
+    """Share of the computed tokens that were padding, 0.0 to 1.0."""
+    times: RequestTimes | None = None
+    """Where the time went, if a micro-batcher scored them."""
+
+
+def warn_of_losses(scored: ScoredPairs, *, truncation: bool = True) -> None:
+    """Warn the caller's caller that the model did not see a text, or could not read it.
+
+    Args:
+        scored: What was scored.
+        truncation: Whether to tell what was cut; false where the result itself says so.
+    """
+    if truncation and (count := int(scored.truncated.sum())):
+        warnings.warn(
+            f"{count} of {len(scored.truncated)} pairs were too long for the model and were cut; score_pairs() says which",
+            TruncationWarning,
+            stacklevel=3,
+        )
+    if count := int(scored.mostly_unknown.sum()):
+        warnings.warn(
+            f"{count} of {len(scored.mostly_unknown)} pairs are mostly text that the model has no token for, so their "
+            "scores mean little; score_pairs() says which",
+            UnknownTokensWarning,
+            stacklevel=3,
+        )
