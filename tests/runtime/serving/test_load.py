@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import Precision
 from crossforge.runtime import FakeSession, Reranker
-from crossforge.runtime.serving.models import ModelSpec, load_models
+from crossforge.runtime.serving.models import ModelSpec, ServedModel, load_models
 from crossforge.runtime.serving.settings import ServiceSettings
 from support.builders import fake_reranker
 from support.serving import WARM_UP_BATCHES, fake_service, gated_service, running
@@ -215,3 +215,14 @@ def test_the_wait_that_is_told_is_pending_work_over_measured_speed() -> None:
     assert wait_s is not None
     assert int(refused.headers["retry-after"]) == max(1, int(np.ceil(wait_s)))
     assert {answer.status_code for answer in answers} == {200}
+
+
+@pytest.mark.parametrize(("max_queue_tokens", "turn"), [(262_144, 4_096), (100, 100)])
+def test_a_turn_holds_a_usual_request_whole(max_queue_tokens: int, turn: int) -> None:
+    """In turns of one CPU batch, it would stand in line again and again, behind those that came after it."""
+    settings = ServiceSettings(max_queue_tokens=max_queue_tokens)
+    model = ServedModel("tiny", fake_reranker(), settings)
+    try:
+        assert model.scorer.config.slice_tokens == turn  # type: ignore[attr-defined]
+    finally:
+        model.close()
