@@ -26,7 +26,7 @@ from crossforge.profiles import BundleError
 LINEAR_LAYERS = ("query", "key", "value", "attention_output", "feed_forward_in", "feed_forward_out")
 NORMS = ("attention_norm", "feed_forward_norm")
 _FORMAT = "crossforge-encoder-1"
-_TYPES = {"I8": np.dtype(np.int8), "F32": np.dtype("<f4")}
+_TYPES: Mapping[str, np.dtype[Any]] = {"I8": np.dtype(np.int8), "F32": np.dtype("<f4")}
 _ALIGNMENT = 64
 _MOST_SUMMED = 65_536
 """Products of 255 and 127 whose sum surely fits 32 bits."""
@@ -158,5 +158,5 @@ def _view(
     begin, end = entry["data_offsets"]
     if entry["dtype"] != kind or tuple(entry["shape"]) != shape:
         raise ValueError(f"a tensor is {entry['dtype']} {entry['shape']}, not {kind} {shape}")
-    view: NDArray[np.generic] = np.frombuffer(data[start + begin : start + end].data, dtype=_TYPES[kind]).reshape(shape)
-    return view
+    piece: NDArray[Any] = np.frombuffer(data[start + begin : start + end].data, dtype=_TYPES[kind])
+    return piece.reshape(shape)

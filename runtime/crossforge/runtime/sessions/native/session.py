@@ -84,11 +84,12 @@ class NativeSession:
         logits = np.empty((rows, self._labels), dtype=np.float32)
         pointers = [array.ctypes.data for array in inputs] + [None] * (3 - len(inputs))
         with self._idle:
-            if not self._engine:
+            engine = self._engine  # close() forgets it at once, and frees it when no batch runs
+            if not engine:
                 raise EngineError("the session is closed")
             self._running += 1
         try:
-            status = self._library.crossforge_run(self._engine, *pointers, rows, length, logits.ctypes.data)
+            status = self._library.crossforge_run(engine, *pointers, rows, length, logits.ctypes.data)
         finally:
             with self._idle:
                 self._running -= 1
