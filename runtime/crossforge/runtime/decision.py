@@ -70,7 +70,8 @@ def decide(
         BundleError: A sidecar cannot be read.
     """
     engine = _choose_engine(bundle, machine, precision, allow_host_code=allow_host_code)
-    if precision in bundle.manifest.variants and (only := ENGINE_OF.get(Precision(precision))) not in (None, *order):
+    only = ENGINE_OF.get(Precision(precision)) if precision in bundle.manifest.variants else None
+    if only is not None and only not in order:
         order = (*order, only)
     reasons = _bundle_reasons(bundle, machine, precision)
     if engine.record is None:

@@ -132,7 +132,7 @@ def profile(
         lengths=_parse_numbers(lengths, "--lengths") or ((_LOAD_LENGTH,) if under_load else DEFAULT_LENGTHS),
         query_tokens=DEFAULT_QUERY_TOKENS if query_tokens is None else query_tokens,
         workload=workload,
-        providers=_parse_names(provider, ExecutionProvider, "execution provider", ExecutionProvider),
+        providers=_parse_names(provider, ExecutionProvider, "execution provider", tuple(ExecutionProvider)),
         precisions=_parse_names(precision, Precision, "precision", tuple(Precision)),
         deployment=deployment,
         budget_s=budget,
