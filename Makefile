@@ -6,7 +6,7 @@ TRITON_VENV := .venv-triton
 CLIENTS_VENV := .venv-clients
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-quick test-gpu check format bench clean
+.PHONY: help demo test test-quick test-gpu check format bench bench-peers clean
 help:
 	@echo "make demo        export, quantize, verify and rank with the embedded model"
 	@echo "make test        every test"
@@ -15,6 +15,7 @@ help:
 	@echo "make check       format, lint (Dockerfiles too), types, import floors"
 	@echo "make format      rewrite the source in its format"
 	@echo "make bench       compare with sentence-transformers; cold start and memory"
+	@echo "make bench-peers every variant beside every peer, in turns (installs them the first time)"
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/crossforge demo
@@ -42,6 +43,9 @@ format: $(VENV)/.dev-installed
 bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/cold_start.py
+
+bench-peers: $(VENV)/.dev-installed
+	$(BIN)/python benchmarks/peers.py --plot docs/img/peers.png
 
 # torch goes first and by its exact version, so that nothing else chooses a build of it.
 $(VENV)/.demo-installed: pyproject.toml constraints.txt

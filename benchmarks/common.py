@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,13 @@ import numpy as np
 from crossforge.export.demo import materialize_demo_model
 from crossforge.export.exporter import export_bundle
 from crossforge.export.pairs import builtin_pairs
-from crossforge.profiles import MANIFEST_NAME
+from crossforge.export.quantize import quantize_bundle
+from crossforge.profiles import MANIFEST_NAME, RUNS_ONLY, CrossforgeError, Precision
+from crossforge.profiles.precision import BF16_INSTRUCTION_SETS
+from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.console import TerminalProgress
+from crossforge.runtime.machine import inspect_machine
+from crossforge.runtime.providers import why_not
 from crossforge.runtime.records import QueryRecord, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +50,21 @@ def demo_bundle() -> Path:
     if not manifest.is_file() or manifest.stat().st_mtime < newest:
         export_bundle("demo", BUNDLE, progress=TerminalProgress())
     return BUNDLE
+
+
+def demo_bundle_of_all() -> Path:
+    """The same with every variant that this machine can make and measure, engines of their own included."""
+    bundle, machine = demo_bundle(), inspect_machine()
+    engines = [provider for provider in RUNS_ONLY if why_not(provider, machine) is None]
+    wanted = {precision for provider in engines for precision in RUNS_ONLY[provider]}
+    if not set(BF16_INSTRUCTION_SETS) & set(machine.instruction_sets):
+        wanted.discard(Precision.BF16_OPENVINO)
+    for precision in sorted(wanted - set(Bundle.open(bundle).manifest.variants)):
+        try:
+            quantize_bundle(bundle, [precision], progress=TerminalProgress())
+        except CrossforgeError as error:  # such as nncf that is not installed: the others take part
+            print(error, file=sys.stderr)
+    return bundle
 
 
 def demo_checkpoint() -> Path:

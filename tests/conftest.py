@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,13 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("demo") / "bundle"
     export_bundle("demo", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def native_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The native engine, compiled once a session; skips where there is no compiler."""
+    from crossforge.runtime.sessions.native.library import build_library
+
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to compile the native engine with")
+    return build_library(tmp_path_factory.mktemp("cache") / "crossforge" / "native")

@@ -15,6 +15,7 @@ import pytest
 
 from crossforge.profiles import EngineError
 from crossforge.runtime.serving import health
+from crossforge.runtime.sessions.native.library import BUILD_COMMAND, default_library_dir
 from support.deploy import IMAGES, ROOT, Image, parse_serve
 from support.serving import RunningService, gated_service
 
@@ -35,8 +36,10 @@ def test_every_stage_starts_from_one_base_of_a_full_version(image: Image) -> Non
     base = next(value for value in image.values("ARG") if value.startswith("BASE="))
 
     assert re.fullmatch(r"BASE=docker\.io/library/python:3\.\d+\.\d+-slim-\w+", base)
-    assert {value.split()[0] for value in image.values("FROM")} == {"${BASE}"}
-    assert len(image.values("FROM")) > 1
+    stages = {value.split()[2] for value in image.values("FROM")[:-1]}
+    assert stages
+    assert {value.split()[0] for value in image.values("FROM")} <= {"${BASE}", *stages}
+    assert image.values("FROM")[-1] == "${BASE}", "neither compiler nor pip's files come along"
 
 
 def test_it_runs_as_a_user_that_is_a_number_and_not_root(image: Image) -> None:
@@ -62,6 +65,16 @@ def test_it_installs_the_runtime_for_its_device_and_the_service(image: Image, ex
 
     assert installed.split(",") == [extra, "serve"]
     assert set(installed.split(",")) <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_native_engine_is_compiled_to_where_the_service_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = IMAGES["cpu"]
+    ((cache, command),) = re.findall(r"XDG_CACHE_HOME=(\S+) \S+/(crossforge \w+)", " ".join(image.values("RUN")))
+    monkeypatch.setenv("XDG_CACHE_HOME", image.environment()["XDG_CACHE_HOME"])
+
+    assert command == BUILD_COMMAND
+    assert Path(cache) in default_library_dir().parents
+    assert Path(image.last("COPY").split()[-1]) in default_library_dir().parents
 
 
 def test_it_holds_no_secret_and_fetches_nothing_by_itself(image: Image) -> None:

@@ -150,7 +150,9 @@ def test_a_failed_gate_changes_nothing_but_says_which_queries_moved(bundle: Path
 
 @pytest.mark.parametrize("precisions", [[], [Precision.FP32], [Precision.INT8, Precision.FP32]])
 def test_fp32_is_not_made_of_itself(bundle: Path, precisions: list[Precision]) -> None:
-    with pytest.raises(InputError, match=r"variants to make of the fp32 graph.*allowed: fp16, int8, int8_qdq, fp16_cuda"):
+    with pytest.raises(
+        InputError, match=r"variants to make of the fp32 graph.*allowed: fp16, int8, int8_qdq, fp16_cuda, int8_native"
+    ):
         quantize_bundle(bundle, precisions)
 
 

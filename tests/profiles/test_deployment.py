@@ -67,7 +67,7 @@ def test_the_path_may_be_a_string(tmp_path: Path) -> None:
         ("precision = [1]", "not a valid Precision"),
         ('providers = ["cpu", "npu"]', "'npu' is not a valid ExecutionProvider"),
         ("providers = 1", "not iterable"),
-        ("providers = []", "providers is empty; allowed: tensorrt, cuda, cpu"),
+        ("providers = []", "providers is empty; allowed: tensorrt, cuda, native, cpu"),
         ("budget_tokens = 0", "budget_tokens is too small; got 0; allowed: 1 or more"),
         ('budget_tokens = "many"', "budget_tokens must be a whole number; got 'many'"),
         ("budget_tokens = 1.5", "budget_tokens must be a whole number; got 1.5"),
@@ -131,12 +131,16 @@ def test_what_is_written_is_read(tmp_path: Path, profile: DeploymentProfile) -> 
 def test_nothing_of_a_gpu_is_switched_on_unasked() -> None:
     options = DeploymentProfile().gpu
     assert options == GpuOptions(cuda_graphs=False, io_binding=False, memory_limit_mb=None)
-    assert [options.describe(provider) for provider in PREFERENCE] == ["", "", ""]
+    assert {options.describe(provider) for provider in ExecutionProvider} == {""}
 
 
 def test_each_switch_of_a_gpu_is_told_for_the_provider_that_it_is_for() -> None:
     options = GpuOptions(cuda_graphs=True, io_binding=True, memory_limit_mb=2048)
-    assert [options.describe(provider) for provider in PREFERENCE] == ["CUDA graphs", "IO binding, at most 2048 MiB", ""]
+    told = {provider: options.describe(provider) for provider in ExecutionProvider if options.describe(provider)}
+    assert told == {
+        ExecutionProvider.TENSORRT: "CUDA graphs",
+        ExecutionProvider.CUDA: "IO binding, at most 2048 MiB",
+    }
 
 
 def test_a_cost_model_holds_for_what_it_was_measured_on() -> None:
@@ -158,6 +162,10 @@ def test_every_precision_has_the_file_name_of_the_hub() -> None:
         Precision.FP16_CUDA: "model_fp16_cuda.onnx",
         Precision.INT8: "model_int8.onnx",
         Precision.INT8_QDQ: "model_int8_qdq.onnx",
+        Precision.INT8_NATIVE: "model_int8.safetensors",
+        Precision.BF16_OPENVINO: "model.onnx",
+        Precision.INT8_OPENVINO: "model_int8.xml",
+        Precision.INT8_DYNAMIC_OPENVINO: "model_int8_dynamic.xml",
     }
 
 
@@ -165,6 +173,7 @@ def test_every_provider_has_its_name_in_onnxruntime() -> None:
     assert [provider.onnxruntime_name for provider in PREFERENCE] == [
         "TensorrtExecutionProvider",
         "CUDAExecutionProvider",
+        "",
         "CPUExecutionProvider",
     ]
-    assert set(PREFERENCE) == set(ExecutionProvider)
+    assert {*PREFERENCE, ExecutionProvider.OPENVINO} == set(ExecutionProvider)

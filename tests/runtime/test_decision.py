@@ -161,3 +161,41 @@ def test_a_named_variant_without_an_engine_runs_elsewhere(tmp_path: Path) -> Non
     assert (decision.plan.chosen, decision.choice.precision) == (ExecutionProvider.CUDA, Precision.FP32)
     with pytest.raises(InputError, match="no int8_qdq variant"):
         decide(bundle, gpu_box(), precision="int8_qdq")
+
+
+def native_manifest(**variant: Any) -> Manifest:
+    native = make_variant(Precision.INT8_NATIVE, instruction_sets=(), **variant)
+    return make_manifest(variants={Precision.INT8: make_variant(Precision.INT8), Precision.INT8_NATIVE: native})
+
+
+def test_the_native_variant_runs_where_the_native_engine_is() -> None:
+    decision = decide(Bundle(Path("bundle"), native_manifest()), make_machine(native_engine=True))
+    assert (decision.plan.chosen, decision.choice.precision) == (ExecutionProvider.NATIVE, Precision.INT8_NATIVE)
+
+
+def test_without_the_native_engine_int8_runs_and_the_reason_is_told() -> None:
+    decision = decide(Bundle(Path("bundle"), native_manifest()), make_machine())
+    assert (decision.plan.chosen, decision.choice.precision) == (ExecutionProvider.CPU, Precision.INT8)
+    assert "not native: it is not compiled here: crossforge native" in decision.explain()
+
+
+@pytest.mark.parametrize(
+    ("variants", "precision", "reason"),
+    [
+        (make_manifest(), "auto", "the bundle has no int8_native variant"),
+        (native_manifest(), "int8", "it runs int8_native, not int8"),
+        (native_manifest(parity=make_parity(passed=False)), "auto", "it failed its parity gate when the bundle was made"),
+    ],
+    ids=["none in the bundle", "another is wanted", "it failed its gate"],
+)
+def test_the_native_engine_is_passed_over_for_its_variant(variants: Manifest, precision: str, reason: str) -> None:
+    decision = decide(Bundle(Path("bundle"), variants), make_machine(native_engine=True), precision=precision)
+    assert decision.plan.chosen is ExecutionProvider.CPU
+    assert f"native: {reason}" in decision.plan.explain()
+
+
+@pytest.mark.parametrize("provider", ["auto", "cpu"])
+def test_no_other_provider_takes_the_native_variant(provider: str) -> None:
+    bundle = Bundle(Path("bundle"), native_manifest())
+    with pytest.raises(ProviderUnavailableError, match="only the native engine runs int8_native"):
+        decide(bundle, make_machine(), provider=provider, precision="int8_native")

@@ -19,6 +19,7 @@ CPU_BOX = Machine(
     tensorrt_packages=(),
     onnxruntime_packages=("onnxruntime 1.31.1",),
     onnxruntime_providers=("CPUExecutionProvider",),
+    native_engine=False,
 )
 
 

@@ -13,8 +13,8 @@ from support.builders import write_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOTS = [REPOSITORY / name for name in ("export", "runtime", "profiles")]
-HEAVY = ("torch", "transformers", "optimum", "onnx", "sentence_transformers")
-BLOCKED = ("onnxruntime", "torch", "optimum", "onnx")
+HEAVY = ("torch", "transformers", "optimum", "onnx", "sentence_transformers", "openvino", "nncf")
+BLOCKED = ("onnxruntime", "torch", "optimum", "onnx", "openvino")
 FRAMEWORKS = {f"crossforge.runtime.adapters.{name}" for name in ("langchain", "llama_index", "haystack")}
 """Modules that cannot be without their framework; what they say then is tested in ``adapters/test_local.py``."""
 

@@ -91,7 +91,7 @@ def test_a_cost_model_is_left_aside_by_another_variant(tmp_path: Path, named: st
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"provider": "gpu"}, "unknown execution provider; got 'gpu'; allowed: auto, tensorrt, cuda, cpu"),
+        ({"provider": "gpu"}, "unknown execution provider; got 'gpu'; allowed: auto, tensorrt, cuda, native, cpu, openvino"),
         ({"precision": "bf16"}, "unknown precision; got 'bf16'; allowed: auto, fp32, fp16, int8"),
         ({"precision": "int8"}, "the bundle has no int8 variant; got int8; allowed: fp32"),
         ({"deployment": DeploymentProfile(precision=Precision.FP16)}, "the bundle has no fp16 variant"),

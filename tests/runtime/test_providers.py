@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from crossforge.profiles import ExecutionProvider, InputError, ProviderUnavailableError
+from crossforge.profiles import PREFERENCE, ExecutionProvider, InputError, ProviderUnavailableError
 from crossforge.runtime.providers import select_providers, why_not
 from support.builders import make_machine
 
-TENSORRT, CUDA, CPU = ExecutionProvider.TENSORRT, ExecutionProvider.CUDA, ExecutionProvider.CPU
+TENSORRT, CUDA, NATIVE, CPU = PREFERENCE
 GPU_BOX: dict[str, Any] = {
     "gpus": ("NVIDIA L4",),
     "gpu_reason": "",
@@ -21,6 +21,7 @@ CPU_BUILD_ON_GPU_BOX: dict[str, Any] = GPU_BOX | {
 }
 NO_ONNXRUNTIME: dict[str, Any] = {"onnxruntime_packages": (), "onnxruntime_providers": ()}
 NO_TENSORRT = 'TensorRT is not installed: pip install "crossforge[tensorrt]", or "crossforge[rtx]"'
+NOT_NATIVE = "not native: it is not compiled here: crossforge native"
 NO_DRIVER = "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
 
 
@@ -54,13 +55,13 @@ def test_a_provider_is_rejected_for_the_first_reason(
 @pytest.mark.parametrize(
     ("wanted", "facts", "candidates", "rejected"),
     [
-        ("auto", {}, (CPU,), (TENSORRT, CUDA)),
-        ("auto", GPU_BOX, (CUDA, CPU), (TENSORRT,)),
-        ("auto", CPU_BUILD_ON_GPU_BOX, (CPU,), (TENSORRT, CUDA)),
+        ("auto", {}, (CPU,), (TENSORRT, CUDA, NATIVE)),
+        ("auto", GPU_BOX, (CUDA, CPU), (TENSORRT, NATIVE)),
+        ("auto", CPU_BUILD_ON_GPU_BOX, (CPU,), (TENSORRT, CUDA, NATIVE)),
         ("cpu", GPU_BOX, (CPU,), ()),
-        ("cuda", GPU_BOX, (CUDA, CPU), ()),
-        ("cuda", {}, (CPU,), (CUDA,)),
-        ("tensorrt", GPU_BOX, (CUDA, CPU), (TENSORRT,)),
+        ("cuda", GPU_BOX, (CUDA, CPU), (NATIVE,)),
+        ("cuda", {}, (CPU,), (CUDA, NATIVE)),
+        ("tensorrt", GPU_BOX, (CUDA, CPU), (TENSORRT, NATIVE)),
     ],
 )
 def test_the_best_that_can_run_comes_first(
@@ -93,8 +94,8 @@ def test_a_plan_explains_itself_in_one_line() -> None:
 
     assert select_providers("cuda", machine).explain() == "cuda"
     assert select_providers("auto", machine).explain() == f"cuda (not tensorrt: {NO_TENSORRT})"
-    assert select_providers("cuda", make_machine()).explain() == f"cpu (not cuda: {NO_DRIVER})"
-    assert select_providers("auto", make_machine()).explain() == f"cpu (not tensorrt or cuda: {NO_DRIVER})"
+    assert select_providers("cuda", make_machine()).explain() == f"cpu (not cuda: {NO_DRIVER}; {NOT_NATIVE})"
+    assert select_providers("auto", make_machine()).explain() == f"cpu (not tensorrt or cuda: {NO_DRIVER}; {NOT_NATIVE})"
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "tensorrt"])
@@ -126,7 +127,7 @@ def test_a_machine_that_runs_nothing_says_why_of_each_provider() -> None:
 def test_an_unknown_provider_is_refused(wanted: str) -> None:
     with pytest.raises(InputError) as caught:
         select_providers(wanted, make_machine())
-    assert str(caught.value) == f"unknown execution provider; got {wanted!r}; allowed: auto, tensorrt, cuda, cpu"
+    assert str(caught.value) == f"unknown execution provider; got {wanted!r}; allowed: auto, {', '.join(ExecutionProvider)}"
 
 
 def test_a_provider_that_cannot_run_this_bundle_says_so() -> None:
@@ -137,3 +138,31 @@ def test_a_provider_that_cannot_run_this_bundle_says_so() -> None:
     assert plan.explain() == f"cuda (not tensorrt: {reasons[TENSORRT]})"
     with pytest.raises(ProviderUnavailableError, match="the bundle has no engine"):
         select_providers("tensorrt", machine, strict=True, bundle_reasons=reasons)
+
+
+def test_the_native_engine_comes_before_the_cpu_provider_where_it_is_compiled() -> None:
+    plan = select_providers("auto", make_machine(native_engine=True))
+    assert plan.candidates == (NATIVE, CPU)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"native_engine": False}, "it is not compiled here: crossforge native"),
+        ({"native_engine": True, "instruction_sets": ("avx2", "avx_vnni")}, "this processor has no avx512_vnni"),
+    ],
+)
+def test_a_machine_without_the_native_engine_says_so_and_runs_on_the_cpu_provider(
+    facts: dict[str, Any], reason: str
+) -> None:
+    plan = select_providers("auto", make_machine(**facts))
+    assert plan.chosen is CPU
+    assert f"not native: {reason}" in plan.explain()
+    with pytest.raises(ProviderUnavailableError, match=reason):
+        select_providers("native", make_machine(**facts), strict=True)
+
+
+def test_the_native_engine_needs_no_onnxruntime() -> None:
+    assert select_providers("auto", make_machine(**NO_ONNXRUNTIME, native_engine=True)).candidates == (
+        ExecutionProvider.NATIVE,
+    )

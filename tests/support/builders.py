@@ -61,7 +61,7 @@ def make_parity(**overrides: Any) -> ParityReport:
 
 
 def make_variant(precision: Precision = Precision.FP32, **overrides: Any) -> Variant:
-    path = f"onnx/{precision.file_name}"
+    path = precision.path
     fields: dict[str, Any] = {
         "path": path,
         "files": (path,),
@@ -116,6 +116,7 @@ def make_machine(**overrides: Any) -> Machine:
         "tensorrt_packages": (),
         "onnxruntime_packages": ("onnxruntime 1.23.0",),
         "onnxruntime_providers": ("CPUExecutionProvider",),
+        "native_engine": False,
     }
     return Machine(**facts | overrides)
 

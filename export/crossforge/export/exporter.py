@@ -122,7 +122,10 @@ class _Export:
             if precision is not Precision.FP32:
                 maker.add(precision, lean.model, fp32)
         if Precision.FP32 not in self._options.precisions:  # it was only the reference
-            for name in maker.variants.pop(Precision.FP32).files:
+            used = {
+                name for kept in maker.variants.values() if kept is not maker.variants[Precision.FP32] for name in kept.files
+            }
+            for name in set(maker.variants.pop(Precision.FP32).files) - used:
                 (self._folder / name).unlink()
         write_reports(self._folder, maker.reports)
         return Manifest(

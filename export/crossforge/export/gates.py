@@ -86,6 +86,10 @@ GATES: Mapping[Precision, Gate] = {
     Precision.FP16_CUDA: Gate(min_kendall_tau=0.99, max_ndcg_loss=0.002),
     Precision.INT8: Gate(min_kendall_tau=0.95, max_ndcg_loss=0.01),
     Precision.INT8_QDQ: Gate(min_kendall_tau=0.95, max_ndcg_loss=0.01),
+    Precision.INT8_NATIVE: Gate(min_kendall_tau=0.95, max_ndcg_loss=0.01),
+    Precision.BF16_OPENVINO: Gate(min_kendall_tau=0.98, max_ndcg_loss=0.005),
+    Precision.INT8_OPENVINO: Gate(min_kendall_tau=0.95, max_ndcg_loss=0.01),
+    Precision.INT8_DYNAMIC_OPENVINO: Gate(min_kendall_tau=0.95, max_ndcg_loss=0.01),
 }
 """The thresholds. With the twenty passages that a built-in query has, a swap of neighbours costs tau 0.011."""
 

@@ -17,14 +17,14 @@ from crossforge.export.calibration import calibration_batches
 from crossforge.export.onnx import save_onnx
 from crossforge.export.options import EXTERNAL_DATA_THRESHOLD_BYTES
 from crossforge.export.pairs import flatten
-from crossforge.profiles import ExecutionProvider
+from crossforge.profiles import ExecutionProvider, Precision
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import Batch
+from crossforge.runtime.loading import open_model
 from crossforge.runtime.machine import usable_cores
 from crossforge.runtime.progress import Stage
 from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.scoring import compute_logits
-from crossforge.runtime.sessions.ort import OnnxRuntimeSession
 from crossforge.runtime.tokenization import PairTokenizer
 
 _ROUNDS = 5
@@ -53,6 +53,7 @@ class ModelRunner:
         stage: Stage | None = None,
         *,
         provider: ExecutionProvider = ExecutionProvider.CPU,
+        precision: Precision = Precision.FP32,
     ) -> Floats:
         """Logits of a model file, float32 [pairs, labels], in the order of ``records``."""
         pairs = self.tokenizer.encode_pairs(flatten(records))
@@ -64,8 +65,8 @@ class ModelRunner:
             done += count
             stage.advance(done, len(pairs))
 
-        workers = usable_cores() if provider is ExecutionProvider.CPU else 1
-        session = OnnxRuntimeSession(path, provider=provider, labels=self.labels)
+        workers = usable_cores() if provider.is_cpu else 1
+        session = open_model(path, provider, precision=precision, labels=self.labels, lanes=workers)
         with ThreadPoolExecutor(workers) as executor:
             logits, _ = compute_logits(
                 session,

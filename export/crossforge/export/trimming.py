@@ -1,9 +1,9 @@
 """The trimming stage: a bundle in, a bundle out that holds only the tokens that given texts use.
 
-Every variant is trimmed as it is; none is made again. So nothing is calibrated, rounded or repaired anew: on text that is
-kept each variant answers what it answered before, and its parity figures stay true. For them to mean what they say, the
-tokens of the pairs that they rest on and of the golden pairs are kept besides, and so are those of all built-in pairs, that
-``quantize`` may add variants to a trimmed bundle.
+Every other variant is trimmed as it is; none is made again, and those of OpenVINO are left out. So nothing is
+calibrated, rounded or repaired anew: on text that is kept each variant answers what it answered before, and its parity
+figures stay true. For them to mean what they say, the tokens of the pairs that they rest on and of the golden pairs are kept
+besides, and so are those of all built-in pairs, that ``quantize`` may add variants to a trimmed bundle.
 """
 
 from __future__ import annotations
@@ -17,17 +17,29 @@ import onnx
 from onnx import ModelProto
 
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
+from crossforge.export.native import renumber_words
 from crossforge.export.onnx import save_onnx
 from crossforge.export.pairs import builtin_pairs, digest_pairs, flatten, verification_pairs
 from crossforge.export.passes.trim_vocabulary import TrimResult, count_rows, renumber_tokens, trim_vocabulary
 from crossforge.export.passes.vocabulary import list_texts
 from crossforge.export.tokenizer_files import find_named_ids, write_renumbered_files
-from crossforge.profiles import MANIFEST_NAME, GateError, InputError, Manifest, Precision, Trimming, Variant
+from crossforge.profiles import (
+    ENGINE_OF,
+    MANIFEST_NAME,
+    ExecutionProvider,
+    GateError,
+    InputError,
+    Manifest,
+    Precision,
+    Trimming,
+    Variant,
+)
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.reranker import Reranker
+from crossforge.runtime.sessions.native.encoder_file import read_encoder, write_encoder
 from crossforge.runtime.tokenization import derive_pair_template, load_tokenizer
 
 _TOLERANCE = 1e-6
@@ -116,15 +128,25 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     """
     manifest = source.manifest
     texts = dict.fromkeys([*corpus, *_texts_of(builtin_pairs())])
-    first, *others = manifest.variants
+    graphs = [precision for precision in manifest.variants if precision not in ENGINE_OF]
+    if not graphs:
+        raise InputError(
+            f"{source.path} has no graph whose vocabulary could be trimmed",
+            got=", ".join(manifest.variants),
+            fix="Export it again with fp32 or int8 among --precision.",
+        )
+    first, *others = graphs
     graph = _read_graph(source, first)
     named = {id_ for id_ in find_named_ids(source.path) if 0 <= id_ < count_rows(graph)}
     tokenizer_json = (source.path / TOKENIZER_NAME).read_text(encoding="utf-8")
     result = trim_vocabulary(graph, tokenizer_json, texts, keep_ids={manifest.pad_token_id, *named})
-    variants = {first: _write_graph(result.model, folder, manifest.variants[first])}
+    variants: dict[Precision, Variant] = {first: _write_graph(result.model, folder, manifest.variants[first])}
     for precision in others:
         trimmed = renumber_tokens(_read_graph(source, precision), result.new_ids)
         variants[precision] = _write_graph(trimmed, folder, manifest.variants[precision])
+    if native := manifest.variants.get(Precision.INT8_NATIVE):
+        write_encoder(renumber_words(read_encoder(source.path / native.path), result.new_ids), folder / native.path)
+        variants[Precision.INT8_NATIVE] = native
     of_models = {name for variant in manifest.variants.values() for name in variant.files}
     names = [name for name in manifest.files if name not in of_models]
     left_out = write_renumbered_files(source.path, names, folder, result.tokenizer_json, result.new_ids)
@@ -136,7 +158,8 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
         variants=variants,
         files=record_files(folder),
     )
-    return trimmed_manifest, left_out
+    kept = {name for precision in variants for name in manifest.variants[precision].files}
+    return trimmed_manifest, [*left_out, *sorted(of_models - kept)]
 
 
 def _read_graph(source: Bundle, precision: Precision) -> ModelProto:
@@ -176,5 +199,6 @@ def _verify(source: Bundle, trimmed: Bundle, precision: Precision, pairs: list[t
 
 
 def _logits(bundle: Bundle, precision: Precision, pairs: list[tuple[str, str]]) -> Floats:
-    with Reranker.load(bundle, provider="cpu", precision=precision, check_files=False) as reranker:
+    provider = ExecutionProvider.NATIVE if precision is Precision.INT8_NATIVE else ExecutionProvider.CPU
+    with Reranker.load(bundle, provider=provider, precision=precision, strict=True, check_files=False) as reranker:
         return reranker.score_pairs(pairs).logits

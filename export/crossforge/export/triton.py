@@ -131,7 +131,7 @@ def _instance_kind(provider: str) -> str:
     """Where instances live. ``KIND_MODEL`` leaves it to the model, which looks at the machine when it loads."""
     if provider == AUTO:
         return "kind: KIND_MODEL"
-    return "kind: KIND_CPU" if provider == ExecutionProvider.CPU else "kind: KIND_GPU gpus: [ 0 ]"
+    return "kind: KIND_CPU" if ExecutionProvider(provider).is_cpu else "kind: KIND_GPU gpus: [ 0 ]"
 
 
 def _check_precision(manifest: Manifest, precision: str) -> None:

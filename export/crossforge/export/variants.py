@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +11,11 @@ import numpy as np
 from onnx import ModelProto
 
 from crossforge.export.calibration import read_calibration
-from crossforge.export.dynamic_quantization import prepare_int8
+from crossforge.export.dynamic_quantization import DynamicRecipe, prepare_int8
 from crossforge.export.gates import GATES, Gate
+from crossforge.export.native import check_architecture, make_encoder
 from crossforge.export.onnx import opset_of, save_onnx, weight_bytes
+from crossforge.export.openvino import check_openvino, compress_weights, describe_bf16, quantize_static
 from crossforge.export.options import Int8Recipe, VariantOptions
 from crossforge.export.pairs import read_verification
 from crossforge.export.parity import compare_logits, compare_queries, describe_moved, describe_parity
@@ -27,20 +31,23 @@ from crossforge.export.reports import VariantReport, to_json
 from crossforge.export.runner import ModelRunner
 from crossforge.export.static_quantization import prepare_int8_static
 from crossforge.profiles import (
+    RUNS_ONLY,
     ExecutionProvider,
     GateError,
     InputError,
     NonFiniteLogitsError,
     ParityReport,
     Precision,
+    ProviderUnavailableError,
     Scoring,
     Variant,
 )
-from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
+from crossforge.profiles.precision import BF16_INSTRUCTION_SETS, EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.machine import inspect_machine
-from crossforge.runtime.progress import Progress
+from crossforge.runtime.progress import Progress, Stage
 from crossforge.runtime.providers import why_not
+from crossforge.runtime.sessions.native.encoder_file import write_encoder
 from crossforge.runtime.tokenization import PairTokenizer
 
 _FP32_TOLERANCE = 1e-3
@@ -106,6 +113,7 @@ class VariantMaker:
         self.reports: dict[Precision, VariantReport] = {}
         self._machine = inspect_machine()
         exact = bool(set(EXACT_INT8_INSTRUCTION_SETS) & set(self._machine.instruction_sets))
+        self._dynamic: tuple[ModelProto, DynamicRecipe] | None = None
         self._reduce_range = not exact if options.reduce_range is None else options.reduce_range
 
     def score(self, model: ModelProto) -> Floats:
@@ -136,6 +144,10 @@ class VariantMaker:
             self._add_fp16(graph, reference)
         elif precision is Precision.FP16_CUDA:
             self._add_fp16_cuda(graph, reference)
+        elif precision is Precision.INT8_NATIVE:
+            self._add_native(graph, reference)
+        elif precision in RUNS_ONLY[ExecutionProvider.OPENVINO] and precision is not Precision.FP32:
+            self._add_openvino(precision, graph, reference)
         elif precision is Precision.FP32:
             raise InputError("fp32 is what the other variants are made of", got=precision)
         else:
@@ -192,11 +204,63 @@ class VariantMaker:
             measured = self._measure(precision, model, reference, what=f"repaired {precision}")
         self._accept(measured, settings)
 
+    def _add_native(self, graph: ModelProto, reference: Floats) -> None:
+        """Write int8's weights for the native engine, which has to be there: what is not measured is not shipped."""
+        config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
+        check_architecture(config)
+        if reason := why_not(ExecutionProvider.NATIVE, self._machine):
+            raise ProviderUnavailableError(f"the native engine cannot measure an {Precision.INT8_NATIVE} variant: {reason}")
+        path = self._folder / Precision.INT8_NATIVE.path
+        with self._progress.stage(f"quantize to {Precision.INT8_NATIVE}") as stage:
+            recipe = self._prepare_dynamic(graph)
+            encoder = make_encoder(recipe, config)
+            write_encoder(encoder, path)
+            stage.note = f"{encoder.shape.layers} layers of {encoder.shape.hidden} channels, {encoder.shape.heads} heads"
+        with self._progress.stage(f"verify {Precision.INT8_NATIVE}") as stage:
+            measured = self._measure_file(
+                Precision.INT8_NATIVE,
+                path,
+                (path,),
+                0,
+                reference,
+                against="fp32",
+                stage=stage,
+                provider=ExecutionProvider.NATIVE,
+            )
+        self._accept(measured, {**recipe.settings, "reduce_range": self._reduce_range})
+
+    def _add_openvino(self, precision: Precision, graph: ModelProto, reference: Floats) -> None:
+        """Write a variant for OpenVINO; bfloat16 is the float32 file computed in another way, and judged like any other."""
+        check_openvino(precision, inspect_machine())
+        path = self._folder / precision.path
+        with self._progress.stage(f"quantize to {precision}") as stage:
+            if precision is Precision.BF16_OPENVINO:
+                made = describe_bf16(path)
+            elif precision is Precision.INT8_OPENVINO:
+                batches = self._runner.batches(graph, self._calibration)
+                made = quantize_static(graph, batches, path, reduce_range=self._reduce_range)
+            else:
+                made = compress_weights(graph, path)
+            stage.note = made.note
+        with self._progress.stage(f"verify {precision}") as stage:
+            measured = self._measure_file(
+                precision, path, made.files, 0, reference, against="fp32", stage=stage, provider=ExecutionProvider.OPENVINO
+            )
+        self._accept(measured, made.settings)
+
+    def _prepare_dynamic(self, graph: ModelProto) -> DynamicRecipe:
+        """The recipe of int8, prepared once for all variants of one graph."""
+        if self._dynamic is None or self._dynamic[0] is not graph:
+            levels = REDUCED_LEVELS if self._reduce_range else LEVELS
+            batches = self._runner.batches(graph, self._calibration)
+            self._dynamic = (graph, prepare_int8(graph, batches, levels=levels))
+        return self._dynamic[1]
+
     def _prepare(self, precision: Precision, graph: ModelProto) -> Recipe:
+        if precision is Precision.INT8 and self._options.recipe is Int8Recipe.DYNAMIC:
+            return self._prepare_dynamic(graph)
         levels = REDUCED_LEVELS if self._reduce_range else LEVELS
         batches = self._runner.batches(graph, self._calibration)
-        if precision is Precision.INT8 and self._options.recipe is Int8Recipe.DYNAMIC:
-            return prepare_int8(graph, batches, levels=levels)
         return prepare_int8_static(
             graph,
             batches,
@@ -247,21 +311,35 @@ class VariantMaker:
         provider: ExecutionProvider = ExecutionProvider.CPU,
     ) -> _Measured:
         """Write a variant, and measure the very file that was written."""
-        path = self._folder / "onnx" / precision.file_name
+        path = self._folder / precision.path
         with self._progress.stage(f"verify {what or precision}") as stage:
             files = save_onnx(model, path, external_data_threshold_bytes=self._options.external_data_threshold_bytes)
-            logits = self._runner.run_file(path, self.records, stage, provider=provider)
-            parity = self._compare(precision, logits, reference, against=against)
-            report = VariantReport(
-                parity=parity,
-                gate=self._gate(precision).describe(parity),
-                queries=compare_queries(reference, logits, self.records, ranking_label=self._scoring.ranking_label),
+            return self._measure_file(
+                precision, path, files, opset_of(model), reference, against=against, stage=stage, provider=provider
             )
-            size_bytes = sum(file.stat().st_size for file in files)
-            stage.note = f"{size_bytes / 1e6:.1f} MB; {describe_parity(parity)}"
-        return _Measured(
-            precision=precision, path=path, files=tuple(files), opset=opset_of(model), logits=logits, report=report
+
+    def _measure_file(
+        self,
+        precision: Precision,
+        path: Path,
+        files: Sequence[Path],
+        opset: int,
+        reference: Floats,
+        *,
+        against: str,
+        stage: Stage,
+        provider: ExecutionProvider,
+    ) -> _Measured:
+        logits = self._runner.run_file(path, self.records, stage, provider=provider, precision=precision)
+        parity = self._compare(precision, logits, reference, against=against)
+        report = VariantReport(
+            parity=parity,
+            gate=self._gate(precision).describe(parity),
+            queries=compare_queries(reference, logits, self.records, ranking_label=self._scoring.ranking_label),
         )
+        size_bytes = sum(file.stat().st_size for file in files)
+        stage.note = f"{size_bytes / 1e6:.1f} MB; {describe_parity(parity)}"
+        return _Measured(precision=precision, path=path, files=tuple(files), opset=opset, logits=logits, report=report)
 
     def _compare(self, precision: Precision, logits: Floats, reference: Floats, *, against: str) -> ParityReport:
         return compare_logits(
@@ -294,19 +372,28 @@ class VariantMaker:
             )
         is_fp32 = precision is Precision.FP32
         largest = _QUANTIZED_TOLERANCE_FACTOR * parity.max_abs_diff
-        is_int8 = precision in (Precision.INT8, Precision.INT8_QDQ)
         self.variants[precision] = Variant(
             path=measured.path.relative_to(self._folder).as_posix(),
             files=tuple(file.relative_to(self._folder).as_posix() for file in measured.files),
             opset=measured.opset,
             quantization=dict(settings),
-            instruction_sets=EXACT_INT8_INSTRUCTION_SETS if is_int8 and not self._reduce_range else (),
+            instruction_sets=_needed_instruction_sets(precision, reduced=self._reduce_range),
             golden_tolerance=_FP32_TOLERANCE if is_fp32 else max(_SMALLEST_QUANTIZED_TOLERANCE, largest),
             parity=parity,
         )
 
     def _gate(self, precision: Precision) -> Gate:
         return self._options.gates.get(precision, GATES[precision])
+
+
+def _needed_instruction_sets(precision: Precision, *, reduced: bool) -> tuple[str, ...]:
+    """What a processor needs for a variant to compute there what was measured here."""
+    if precision is Precision.BF16_OPENVINO:
+        return BF16_INSTRUCTION_SETS
+    if precision is Precision.INT8_DYNAMIC_OPENVINO:
+        return EXACT_INT8_INSTRUCTION_SETS
+    reducible = (Precision.INT8, Precision.INT8_QDQ, Precision.INT8_OPENVINO)
+    return EXACT_INT8_INSTRUCTION_SETS if precision in reducible and not reduced else ()
 
 
 def _finish(precision: Precision, model: ModelProto) -> ModelProto:

@@ -63,7 +63,7 @@ from crossforge.profiles.manifest import (
     Variant,
 )
 from crossforge.profiles.precision import Precision
-from crossforge.profiles.providers import PREFERENCE, ExecutionProvider
+from crossforge.profiles.providers import ENGINE_OF, PREFERENCE, RUNS_ONLY, ExecutionProvider, mismatch
 from crossforge.profiles.shapes import (
     OptimizationProfile,
     ShapeRange,
@@ -80,9 +80,11 @@ __all__ = [
     "DEFAULT_MAX_PROFILES",
     "DEFAULT_WORKLOAD",
     "ENGINE_FOLDER",
+    "ENGINE_OF",
     "EVERYTHING_OFF",
     "MANIFEST_NAME",
     "PREFERENCE",
+    "RUNS_ONLY",
     "SCHEMA_VERSION",
     "Activation",
     "BundleError",
@@ -139,6 +141,7 @@ __all__ = [
     "check_profiles",
     "expected_padded_length",
     "explain_profiles",
+    "mismatch",
     "profiles_from_lengths",
     "profiles_to_toml",
     "read_profiles",

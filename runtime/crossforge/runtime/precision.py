@@ -11,6 +11,13 @@ AUTO = "auto"
 
 _FASTEST_FIRST = {
     ExecutionProvider.CPU: (Precision.INT8, Precision.FP32),
+    ExecutionProvider.NATIVE: (Precision.INT8_NATIVE,),
+    ExecutionProvider.OPENVINO: (
+        Precision.INT8_OPENVINO,
+        Precision.INT8_DYNAMIC_OPENVINO,
+        Precision.BF16_OPENVINO,
+        Precision.FP32,
+    ),
     ExecutionProvider.CUDA: (Precision.FP16_CUDA, Precision.FP16, Precision.FP32),
     ExecutionProvider.TENSORRT: (Precision.FP16, Precision.FP32),
 }
@@ -68,7 +75,8 @@ def why_not(variant: Variant, machine: Machine, provider: ExecutionProvider) -> 
     judged_on = variant.quantization.get("judged_on")
     if judged_on not in (None, provider):
         return f"it was judged on {judged_on} alone; make it anew here, to have it judged on {provider}"
-    needed = variant.instruction_sets if provider is ExecutionProvider.CPU else ()
+    needed = variant.instruction_sets if provider.is_cpu else ()
     if needed and not set(needed) & set(machine.instruction_sets):
-        return f"its integer products saturate on this processor, which has none of {', '.join(needed)}"
+        what = "its integer products saturate" if "int8" in variant.path else "its arithmetic is not to be had"
+        return f"{what} on this processor, which has none of {', '.join(needed)}"
     return None

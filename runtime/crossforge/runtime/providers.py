@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from crossforge.profiles import PREFERENCE, ExecutionProvider, InputError, ProviderUnavailableError
 from crossforge.runtime.machine import Machine
+from crossforge.runtime.sessions.native.library import BUILD_COMMAND, NATIVE_INSTRUCTION_SET
 
 AUTO = "auto"
 
@@ -40,9 +41,10 @@ class ProviderPlan:
         return self.wanted is not None and self.chosen is not self.wanted
 
     def explain(self) -> str:
-        """One line: what was taken, and why not the others."""
+        """One line: what was taken, and why not what ``auto`` would rather have."""
         providers: dict[str, list[str]] = {}
-        for rejection in self.rejected:
+        better = {self.wanted, *(PREFERENCE[: PREFERENCE.index(self.chosen)] if self.chosen in PREFERENCE else ())}
+        for rejection in (rejection for rejection in self.rejected if rejection.provider in better):
             providers.setdefault(rejection.reason, []).append(rejection.provider)
         reasons = "; ".join(f"not {' or '.join(names)}: {reason}" for reason, names in providers.items())
         return f"{self.chosen}" + (f" ({reasons})" if reasons else "")
@@ -70,12 +72,7 @@ def select_providers(
         ProviderUnavailableError: Nothing can run here, or the named provider cannot and ``strict`` is set.
     """
     named = _parse(wanted)
-    if named is None:
-        considered = tuple(order)
-    else:
-        considered = (
-            (named,) if strict else (named, *(p for p in PREFERENCE if PREFERENCE.index(p) > PREFERENCE.index(named)))
-        )
+    considered = tuple(order) if named is None else (named,) if strict else (named, *_fallbacks(named))
     candidates: list[ExecutionProvider] = []
     rejected: list[Rejection] = []
     for provider in considered:
@@ -93,6 +90,10 @@ def select_providers(
 
 def why_not(provider: ExecutionProvider, machine: Machine) -> str | None:
     """The first reason for which a provider cannot run on a machine; None if it can."""
+    if provider is ExecutionProvider.NATIVE:
+        return _why_not_native(machine)
+    if provider is ExecutionProvider.OPENVINO:
+        return None if machine.openvino_packages else 'OpenVINO is not installed: pip install "crossforge[openvino]"'
     if provider is not ExecutionProvider.CPU and not machine.gpus:
         return machine.gpu_reason or "no NVIDIA GPU is visible"
     if provider is ExecutionProvider.TENSORRT:
@@ -110,11 +111,22 @@ def why_not(provider: ExecutionProvider, machine: Machine) -> str | None:
     return None
 
 
+def _fallbacks(named: ExecutionProvider) -> tuple[ExecutionProvider, ...]:
+    """What may run instead: all that ``auto`` would take after it."""
+    return PREFERENCE[PREFERENCE.index(named) + 1 :] if named in PREFERENCE else (ExecutionProvider.CPU,)
+
+
+def _why_not_native(machine: Machine) -> str | None:
+    if NATIVE_INSTRUCTION_SET not in machine.instruction_sets:
+        return f"this processor has no {NATIVE_INSTRUCTION_SET}"
+    return None if machine.native_engine else f"it is not compiled here: {BUILD_COMMAND}"
+
+
 def _parse(wanted: str) -> ExecutionProvider | None:
     if wanted == AUTO:
         return None
     try:
         return ExecutionProvider(wanted)
     except ValueError:
-        allowed = ", ".join([AUTO, *PREFERENCE])
+        allowed = ", ".join([AUTO, *ExecutionProvider])
         raise InputError("unknown execution provider", got=repr(wanted), allowed=allowed) from None

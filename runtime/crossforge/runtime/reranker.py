@@ -109,7 +109,7 @@ class Reranker:
 
         Args:
             bundle: The bundle's folder.
-            provider: ``auto``, ``tensorrt``, ``cuda`` or ``cpu``.
+            provider: ``auto``, ``tensorrt``, ``cuda``, ``native``, ``cpu`` or ``openvino``.
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
             strict: Raise where another provider than the chosen one would run.
             deployment: How to run it. ``provider`` and ``precision``, where given, win over it.
@@ -146,26 +146,29 @@ class Reranker:
         if plan.is_fallback:
             warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=2)
         manifest = bundle.manifest
-        opened = open_session(
-            bundle,
-            plan,
-            precision,
-            machine,
-            engine=decision.engine,
-            lanes=deployment.workers or 1,
-            strict=strict,
-            check_files=check_files,
-            allow_host_code=allow_host_code,
-            gpu=deployment.gpu,
-        )
-        session, choice = opened.session, opened.choice
-        try:
-            tokenizer = PairTokenizer.from_file(
+        with ThreadPoolExecutor(1, thread_name_prefix="crossforge-load") as loader:  # beside the session, to start sooner
+            tokenizer_loading = loader.submit(
+                PairTokenizer.from_file,
                 bundle.path / TOKENIZER_NAME,
                 manifest.pair_template,
                 manifest.truncation,
                 cache=TokenCache(deployment.passage_cache_bytes) if deployment.passage_cache_bytes else None,
             )
+            opened = open_session(
+                bundle,
+                plan,
+                precision,
+                machine,
+                engine=decision.engine,
+                lanes=deployment.workers,
+                strict=strict,
+                check_files=check_files,
+                allow_host_code=allow_host_code,
+                gpu=deployment.gpu,
+            )
+        session, choice = opened.session, opened.choice
+        try:
+            tokenizer = tokenizer_loading.result()
         except CrossforgeError:
             session.close()
             raise

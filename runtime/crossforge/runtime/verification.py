@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossforge.profiles import CrossforgeError, DeploymentProfile, ExecutionProvider, Precision
+from crossforge.profiles import ENGINE_OF, CrossforgeError, DeploymentProfile, ExecutionProvider, Precision
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.machine import inspect_machine
@@ -104,6 +104,7 @@ def _check_variant(
     deployment: DeploymentProfile | None = None,
 ) -> VariantVerdict:
     tolerance = bundle.manifest.variants[precision].golden_tolerance
+    provider = ENGINE_OF.get(precision, provider)
     try:
         with Reranker.load(bundle, provider=provider, precision=precision, strict=True, deployment=deployment) as reranker:
             difference = reranker.check_golden()

@@ -17,7 +17,8 @@ from crossforge.runtime.profiling.contenders import (
 from crossforge.runtime.profiling.stages import StageRecorder
 from support.builders import make_machine, make_manifest, make_variant, record_again, write_bundle
 
-ALL = make_manifest(variants={precision: make_variant(precision) for precision in Precision})
+HELD = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT8_QDQ, Precision.FP16_CUDA, Precision.INT8_NATIVE)
+ALL = make_manifest(variants={precision: make_variant(precision) for precision in HELD})
 GPU = make_machine(
     gpus=("Test GPU",),
     gpu_targets=("sm89",),
@@ -31,9 +32,11 @@ def test_a_processor_measures_what_is_made_for_it_and_says_what_keeps_the_rest_o
     candidates, skipped = list_candidates(ALL, make_machine())
 
     assert [str(candidate) for candidate in candidates] == ["fp32 on cpu", "int8 on cpu"]
-    assert [item.what for item in skipped] == ["tensorrt", "cuda", "fp16 on cpu", "int8_qdq on cpu", "fp16_cuda on cpu"]
+    assert [item.what for item in skipped] == [
+        "tensorrt", "cuda", "native", "fp16 on cpu", "int8_qdq on cpu", "fp16_cuda on cpu",
+    ]  # fmt: skip
     assert skipped[1].why == "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
-    assert "--precision int8_qdq" in skipped[3].why
+    assert "--precision int8_qdq" in skipped[4].why
 
 
 def test_what_is_named_is_tried() -> None:
@@ -50,12 +53,27 @@ def test_a_gpu_is_measured_beside_the_processor() -> None:
         "fp32 on cuda", "fp16 on cuda", "int8_qdq on cuda", "fp16_cuda on cuda", "fp32 on cpu", "int8 on cpu",
     ]  # fmt: skip
     assert [item.what for item in skipped] == [
-        "tensorrt",
-        "int8 on cuda",
-        "fp16 on cpu",
-        "int8_qdq on cpu",
-        "fp16_cuda on cpu",
-    ]
+        "tensorrt", "int8 on cuda", "native", "fp16 on cpu", "int8_qdq on cpu", "fp16_cuda on cpu",
+    ]  # fmt: skip
+
+
+def test_an_engine_with_variants_of_its_own_measures_them_where_the_bundle_has_some() -> None:
+    machine = make_machine(openvino_packages=("openvino 2026.4.1",))
+    held = (Precision.FP32, Precision.INT8, Precision.INT8_OPENVINO)
+    manifest = make_manifest(variants={precision: make_variant(precision) for precision in held})
+    without = make_manifest(variants={precision: make_variant(precision) for precision in held[:2]})
+
+    def names(*options: object) -> list[str]:
+        return [str(candidate) for candidate in options]
+
+    assert names(*list_candidates(without, machine)[0]) == ["fp32 on cpu", "int8 on cpu"]
+    assert names(*list_candidates(manifest, machine)[0])[2:] == ["fp32 on openvino", "int8_openvino on openvino"]
+    named, _ = list_candidates(manifest, machine, precisions=(Precision.INT8_OPENVINO,))
+    assert names(*named) == ["int8_openvino on openvino"]
+    nothing, skipped = list_candidates(
+        manifest, machine, providers=(ExecutionProvider.CPU,), precisions=(Precision.INT8_OPENVINO,)
+    )
+    assert (nothing, skipped[0].why) == ([], "only the openvino engine runs int8_openvino")
 
 
 def test_a_variant_that_is_not_there_is_refused() -> None:

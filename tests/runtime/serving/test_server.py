@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,6 +187,32 @@ def test_what_cannot_be_served_is_refused_before_it_starts(tmp_path: Path, argum
 
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+@pytest.mark.slow
+def test_the_process_answers_what_is_half_sent_when_it_is_told_to_stop_and_frees_its_port(tmp_path: Path) -> None:
+    body = json.dumps(BODY).encode()
+    head = b"POST /rerank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n"
+    with served(write_bundle(tmp_path / "tiny")) as (url, process):
+        address = httpx.URL(url)
+        assert address.port is not None
+        with socket.create_connection((address.host, address.port), timeout=WAIT_S) as connection:
+            connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body))
+            # The service says so when it begins to read: from then on the request is under way.
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 100 ")
+            process.send_signal(signal.SIGTERM)
+            while httpx.get(f"{url}/ready").status_code != 503:
+                pass
+            late = httpx.post(f"{url}/rerank", json=BODY)
+            connection.sendall(body)
+            answer = connection.recv(65_536)
+        process.communicate(timeout=WAIT_S)
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert late.status_code == 503
+    assert process.returncode == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/ready")
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])

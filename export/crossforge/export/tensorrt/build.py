@@ -42,9 +42,10 @@ from crossforge.runtime.progress import Progress, Silent
 
 BUILDABLE = (Precision.FP16, Precision.INT8_QDQ, Precision.FP32)
 
-_FOR_ONNXRUNTIME = {
-    Precision.INT8: ("the CPU", "For int8 on a GPU: crossforge quantize BUNDLE --precision int8_qdq"),
-    Precision.FP16_CUDA: ("CUDA", "Build fp16, which TensorRT fuses itself."),
+_FOR_OTHERS = {
+    Precision.INT8: ("ONNX Runtime on the CPU", "For int8 on a GPU: crossforge quantize BUNDLE --precision int8_qdq"),
+    Precision.INT8_NATIVE: ("the native engine", "For int8 on a GPU: crossforge quantize BUNDLE --precision int8_qdq"),
+    Precision.FP16_CUDA: ("ONNX Runtime on CUDA", "Build fp16, which TensorRT fuses itself."),
 }
 
 
@@ -148,9 +149,9 @@ def select_variant(manifest: Manifest, precision: Precision) -> Variant:
     """
     allowed = ", ".join(BUILDABLE)
     if precision not in BUILDABLE:
-        where, fix = _FOR_ONNXRUNTIME[precision]
+        where, fix = _FOR_OTHERS[precision]
         raise InputError(
-            f"the {precision} variant is for ONNX Runtime on {where} and holds operators that TensorRT does not know",
+            f"the {precision} variant is for {where} and holds what TensorRT does not know",
             got=precision,
             allowed=allowed,
             fix=fix,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from crossforge.profiles import Activation, CrossforgeError, InputError
+from crossforge.profiles import Activation, CrossforgeError, EngineError, InputError
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.batching import plan_batches
 from crossforge.runtime.microbatch.config import BATCHES_AHEAD, BatcherStats, MicroBatchConfig
@@ -114,9 +114,11 @@ class MicroBatcher:
                 return
             try:
                 self._admit(future, encode, reserved, expires_at, submitted_at)
-            except Exception as error:  # noqa: BLE001 - handed to whoever holds the future
+            except BaseException as error:  # noqa: BLE001 - handed to whoever holds the future
+                # A panic in the tokenizer is no Exception; unanswered, its request would wait for ever.
+                failure = error if isinstance(error, Exception) else _panic(error)
                 if future.set_running_or_notify_cancel():
-                    future.set_exception(error)
+                    future.set_exception(failure)
 
         try:
             self._tokenizers.submit(admit)
@@ -232,6 +234,12 @@ class MicroBatcher:
         self._ledger.admit(request, reserved)
         if not len(pairs):
             self._ledger.answer(request)
+
+
+def _panic(cause: BaseException) -> EngineError:
+    error = EngineError(f"the tokenizer died ({type(cause).__name__}: {cause})", fix="Report it, with the text.")
+    error.__cause__ = cause
+    return error
 
 
 def _count(items: object) -> int:

@@ -114,8 +114,8 @@ class LocalBench:
         self.close()
 
     def _reranker(self, setting: Setting) -> Reranker:
-        """Sessions on the CPU serve any number of workers; an engine's lanes are made when it is loaded."""
-        lanes = 1 if setting.provider is ExecutionProvider.CPU else setting.workers
+        """Some sessions serve any number of workers; the lanes of others are made when they are loaded."""
+        lanes = 1 if setting.provider.serves_any_workers else setting.workers
         key = (setting.provider, setting.precision, lanes)
         if key not in self._rerankers:
             self._rerankers[key] = Reranker.load(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.markup import escape
 
-from crossforge.profiles import PREFERENCE, ExecutionProvider, InputError, MissingPackageError, Precision
+from crossforge.profiles import ExecutionProvider, InputError, MissingPackageError, Precision
 from crossforge.runtime.cli import DeploymentOption
 from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
 from crossforge.runtime.profiling.options import (
@@ -132,7 +132,7 @@ def profile(
         lengths=_parse_numbers(lengths, "--lengths") or ((_LOAD_LENGTH,) if under_load else DEFAULT_LENGTHS),
         query_tokens=DEFAULT_QUERY_TOKENS if query_tokens is None else query_tokens,
         workload=workload,
-        providers=_parse_names(provider, ExecutionProvider, "execution provider", PREFERENCE),
+        providers=_parse_names(provider, ExecutionProvider, "execution provider", tuple(ExecutionProvider)),
         precisions=_parse_names(precision, Precision, "precision", tuple(Precision)),
         deployment=deployment,
         budget_s=budget,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from crossforge.profiles import (
-    PREFERENCE,
+    ENGINE_OF,
+    RUNS_ONLY,
     DeploymentProfile,
     EngineError,
     ExecutionProvider,
@@ -18,6 +19,7 @@ from crossforge.profiles import (
     Manifest,
     Precision,
     ProviderUnavailableError,
+    mismatch,
 )
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.decision import decide
@@ -31,6 +33,7 @@ from crossforge.runtime.reranker import Reranker
 
 MEANT_FOR = {
     ExecutionProvider.CPU: (Precision.FP32, Precision.INT8),
+    **RUNS_ONLY,
     ExecutionProvider.CUDA: (Precision.FP32, Precision.FP16, Precision.FP16_CUDA, Precision.INT8_QDQ),
     ExecutionProvider.TENSORRT: (Precision.FP32, Precision.FP16, Precision.INT8_QDQ),
 }
@@ -71,13 +74,19 @@ def list_candidates(
     if absent := [precision for precision in precisions if precision not in manifest.variants]:
         raise InputError(f"the bundle has no {absent[0]} variant", allowed=", ".join(manifest.variants))
     candidates, skipped = [], []
-    for provider in providers or PREFERENCE:
+    for provider in providers or ExecutionProvider:
+        own = [precision for precision in manifest.variants if ENGINE_OF.get(precision) is provider]
+        if provider in RUNS_ONLY and not providers and not own:
+            continue  # it runs some variants alone, and the bundle has none of them
         if reason := why_not(provider, machine):
             skipped.append(Skipped(what=provider, why=reason))
             continue
         for precision in precisions or manifest.variants:
             candidate = Candidate(provider=provider, precision=precision)
-            if not precisions and precision not in MEANT_FOR[provider]:
+            if reason := mismatch(provider, precision):
+                if providers and precisions:
+                    skipped.append(Skipped(what=str(candidate), why=reason))
+            elif not precisions and precision not in MEANT_FOR[provider]:
                 skipped.append(
                     Skipped(what=str(candidate), why=f"it is not made for this provider; name it: --precision {precision}")
                 )

@@ -81,6 +81,8 @@ def candidate_settings(
     settings = dict.fromkeys(also)
     for provider, precisions in variants.items():
         workers = sorted({1, max(1, cores // 2), cores}, reverse=True) if provider.is_cpu else _GPU_WORKERS
+        if provider is ExecutionProvider.OPENVINO:  # each number of workers is a model compiled anew, and held
+            workers = [cores]
         for precision in precisions:
             for count in workers:
                 for budget in _CPU_BUDGETS if provider.is_cpu else _GPU_BUDGETS:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crossforge.profiles import ExecutionProvider, GateError, Precision, ProviderUnavailableError
+from crossforge.profiles import ExecutionProvider, GateError, Precision, ProviderUnavailableError, mismatch
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.machine import Machine
 from crossforge.runtime.precision import why_not
 from crossforge.runtime.profiling.report import Skipped
 from crossforge.runtime.profiling.settings import QualityLimits, Setting, candidate_settings
+from crossforge.runtime.providers import why_not as why_not_provider
 from crossforge.runtime.scoring import default_budget_tokens
 
 
@@ -37,9 +38,13 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
     skipped: dict[str, str] = {}
     decision = decide(bundle, machine)
     variants: dict[ExecutionProvider, list[Precision]] = {}
-    for provider in decision.plan.candidates:
+    openvino = why_not_provider(ExecutionProvider.OPENVINO, machine)  # which no choice but a measured one should fall on
+    others = () if openvino else (ExecutionProvider.OPENVINO,)
+    for provider in dict.fromkeys((*decision.plan.candidates, *others)):
         variants[provider] = []
         for precision, variant in bundle.manifest.variants.items():
+            if mismatch(provider, precision):
+                continue  # some engines run their own variants alone, and nothing else runs those
             reason = (
                 limits.why_not(variant.parity)
                 or why_not(variant, machine, provider)
@@ -50,6 +55,8 @@ def find_space(bundle: Bundle, machine: Machine, limits: QualityLimits) -> Searc
             else:
                 skipped[f"{precision} on {provider}"] = reason
     skipped |= {str(rejection.provider): rejection.reason for rejection in decision.plan.rejected}
+    if openvino is not None:
+        skipped[ExecutionProvider.OPENVINO] = openvino
     reasons = tuple(Skipped(what=what, why=why) for what, why in skipped.items())
     if not any(variants.values()):
         raise GateError(

@@ -16,6 +16,7 @@ from crossforge.runtime.serving.replies import App, Message, Receive, Scope, Sen
 LOG = logging.getLogger("crossforge.serving")
 CLIENT_CLOSED = 499
 """Logged, as nginx does, for a client that went away; nobody receives it."""
+_MOST_PATH_CHARS = 200
 
 
 class JsonFormatter(logging.Formatter):
@@ -93,7 +94,7 @@ def _log(scope: Scope, facts: RequestFacts, *, status: int, seconds: float) -> N
     fields: dict[str, object] = {
         "request_id": facts.request_id,
         "method": scope["method"],
-        "path": scope["path"],
+        "path": scope["path"][:_MOST_PATH_CHARS],
         "status": status,
         "duration_ms": round(seconds * 1e3, 2),
     }

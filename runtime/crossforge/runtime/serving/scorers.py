@@ -9,7 +9,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import Protocol
 
-from crossforge.profiles import ClosedError, DeadlineError, OverloadedError
+from crossforge.profiles import ClosedError, DeadlineError, EngineError, OverloadedError
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.scored import ScoredPairs
 from crossforge.runtime.timing import RequestTimes
@@ -64,6 +64,14 @@ class PlainScorer:
         submitted_at = self._clock()
 
         def work() -> ScoredPairs:
+            try:
+                return score()
+            except Exception:
+                raise
+            except BaseException as error:  # SystemExit, if it reached the event loop, would end the service
+                raise EngineError(f"a request died ({type(error).__name__}: {error})", fix="Report it.") from error
+
+        def score() -> ScoredPairs:
             encoding_at = self._clock()
             if deadline_s is not None and encoding_at >= submitted_at + deadline_s:
                 raise DeadlineError("the deadline passed before the request was computed", fix="Allow more time.")

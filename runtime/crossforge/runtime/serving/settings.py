@@ -17,6 +17,7 @@ _POSITIVE = (
     "timeout_s",
     "header_timeout_s",
     "body_timeout_s",
+    "answer_timeout_s",
     "keep_alive_s",
     "drain_timeout_s",
 )
@@ -44,6 +45,8 @@ class ServiceSettings:
     """Longest time that a client may take to send a request's headers."""
     body_timeout_s: float = 30.0
     """Longest time that a client may take to send a request's body."""
+    answer_timeout_s: float = 30.0
+    """Longest time that a client may take to receive an answer that does not fit the connection's buffers."""
     keep_alive_s: int = 30
     """How long an idle connection is kept."""
     drain_timeout_s: float = 30.0

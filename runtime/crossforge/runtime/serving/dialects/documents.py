@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from crossforge.runtime.serving.service import Scores
 
@@ -15,6 +16,12 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     text: str
+
+    @model_validator(mode="after")
+    def _check_that_it_can_come_back(self) -> Document:
+        if self.model_extra:  # 1e999 is JSON, and read as infinity, which is none
+            json.dumps(self.model_extra, allow_nan=False)
+        return self
 
 
 class RankedDocument(BaseModel):

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from crossforge.profiles import ExecutionProvider
 from crossforge.runtime.serving.body import Shape, read_shape
 from crossforge.runtime.serving.dialects import vllm
 from crossforge.runtime.serving.errors import Dialect, Kind, ProblemError
@@ -113,7 +112,7 @@ async def info(request: Request) -> JSONResponse:
 def _times(scores: Scores, body: TeiRerankRequest) -> dict[str, str]:
     """TEI's headers: whole milliseconds, tokens and characters."""
     headers = {
-        "x-compute-type": "cpu" if scores.model.session.provider is ExecutionProvider.CPU else "gpu",
+        "x-compute-type": "cpu" if scores.model.session.provider.is_cpu else "gpu",
         "x-compute-characters": str(len(body.query) * len(body.texts) + sum(map(len, body.texts))),
         "x-compute-tokens": str(scores.tokens),
     }
