@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossforge.export.demo import DEMO
-from crossforge.export.exporter import export_bundle
+from crossforge.export.exporter import DEFAULT_PRECISIONS, ExportOptions, export_bundle
 from crossforge.export.pairs import berlin, builtin_pairs, flatten
 from crossforge.profiles import Manifest, Precision
+from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.ranking import RankedPassage
 from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.reranker import Reranker
+from crossforge.runtime.sessions.native.library import NATIVE_INSTRUCTION_SET, build_library, find_compiler, find_library
 
 _ROUNDS = 3
 _QUERIES = 8
@@ -37,14 +39,19 @@ class Demonstration:
 
 
 def run_demo(target: str | Path, *, progress: Progress | None = None) -> Demonstration:
-    """Export the embedded model to ``target`` and rank with it.
+    """Export the embedded model to ``target`` and rank with it; by the native engine too, where it can be compiled.
 
     Raises:
         MissingPackageError: The ``demo``, ``export`` or ``cpu`` extra is not installed.
         GateError: A variant ranks differently from its reference.
     """
     progress = progress or Silent()
-    manifest = export_bundle(DEMO, target, progress=progress)
+    precisions: tuple[Precision, ...] = DEFAULT_PRECISIONS
+    if NATIVE_INSTRUCTION_SET in inspect_machine().instruction_sets and (find_library() or find_compiler()):
+        with progress.stage("compile the native engine") as stage:
+            stage.note = str(find_library() or build_library())
+        precisions = (*precisions, Precision.INT8_NATIVE)
+    manifest = export_bundle(DEMO, target, ExportOptions(precisions=precisions), progress=progress)
     record = berlin()
     with Reranker.load(target) as reranker:
         results = reranker.rank(record.query, [passage.text for passage in record.passages])

@@ -23,6 +23,7 @@ _SOURCE_FLAGS = {
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     )
 }
+COMPILER = "g++"
 BUILD_COMMAND = "crossforge native"
 NATIVE_INSTRUCTION_SET = "avx512_vnni"
 
@@ -90,7 +91,12 @@ def find_library(folder: Path | None = None) -> Path | None:
     return path if path.is_file() else None
 
 
-def build_library(folder: Path | None = None, *, compiler: str = "g++") -> Path:
+def find_compiler(name: str = COMPILER) -> str | None:
+    """The path of a compiler; None where there is none of this name."""
+    return shutil.which(name)
+
+
+def build_library(folder: Path | None = None, *, compiler: str = COMPILER) -> Path:
     """Compile the library.
 
     Args:
@@ -104,7 +110,7 @@ def build_library(folder: Path | None = None, *, compiler: str = "g++") -> Path:
         ProviderUnavailableError: There is no such compiler.
         EngineError: It does not compile.
     """
-    if shutil.which(compiler) is None:
+    if find_compiler(compiler) is None:
         raise ProviderUnavailableError(
             f"there is no compiler {compiler!r} to build the native engine with",
             fix="Install one (Debian: apt-get install g++), or name another with --compiler.",
