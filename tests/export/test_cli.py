@@ -186,7 +186,7 @@ def test_quantize_makes_a_variant_for_cuda_and_says_where_it_was_judged(tiny_bun
         (["score", "BUNDLE", "-q", " ", "-p", "x"], 2, "is empty"),
         (["score", "BUNDLE"], 2, "either --query with --passage, or --pairs FILE"),
         (["score", "BUNDLE", "-q", "a", "-p", "b", "--provider", "tensorrt", "--strict"], 3, "cannot run here"),
-        (["score", "BUNDLE", "-q", "a", "-p", "b", "--provider", "abacus"], 2, "auto, tensorrt, cuda, cpu"),
+        (["score", "BUNDLE", "-q", "a", "-p", "b", "--provider", "abacus"], 2, "auto, tensorrt, cuda, native, cpu"),
         (["score", "BUNDLE", "-q", "a", "-p", "b", "--precision", "fp16"], 2, "fp32, int8"),
         (["score", "BUNDLE", "-q", "a", "-p", "x" * 1_000_000], 2, "1,000,000 characters"),
         (["score", "/no/such/bundle", "-q", "a", "-p", "b"], 2, "crossforge export SOURCE"),

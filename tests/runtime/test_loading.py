@@ -23,6 +23,7 @@ from crossforge.runtime import Bundle, FakeSession, ProviderPlan, Reranker, load
 from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.providers import why_not
+from crossforge.runtime.sessions import tensorrt
 from support.builders import make_engine_record, make_machine, make_profile, write_bundle
 from support.families import FAMILIES, make_tokenizer
 from support.mean_model import MeanModel
@@ -193,7 +194,7 @@ def test_cuda_graphs_reach_the_engine(tmp_path: Path, monkeypatch: pytest.Monkey
         asked.append(options)
         return FakeEngineSession()
 
-    monkeypatch.setattr(loading, "open_tensorrt_session", open_fake)
+    monkeypatch.setattr(tensorrt, "open_tensorrt_session", open_fake)
     bundle = Bundle.open(write_bundle(tmp_path))
     plan = ProviderPlan(candidates=(ExecutionProvider.TENSORRT,), rejected=(), wanted=None)
     for gpu in (EVERYTHING_OFF, GpuOptions(cuda_graphs=True)):

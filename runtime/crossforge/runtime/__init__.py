@@ -8,6 +8,7 @@ from crossforge.profiles import (
     InputError,
     Precision,
 )
+from crossforge.profiles.telemetry import switch_off_telemetry
 from crossforge.runtime.batching import BatchPlan, plan_batches
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.cross_encoder import CrossEncoder
@@ -39,3 +40,5 @@ __all__ = [
     "plan_batches",
     "select_providers",
 ]
+
+switch_off_telemetry()  # nothing above imports ONNX Runtime
