@@ -231,7 +231,7 @@ class VariantMaker:
 
     def _add_openvino(self, precision: Precision, graph: ModelProto, reference: Floats) -> None:
         """Write a variant for OpenVINO; bfloat16 is the float32 file computed in another way, and judged like any other."""
-        check_openvino(precision, inspect_machine())
+        check_openvino(precision, self._machine)
         path = self._folder / precision.path
         with self._progress.stage(f"quantize to {precision}") as stage:
             if precision is Precision.BF16_OPENVINO:
@@ -370,15 +370,15 @@ class VariantMaker:
             raise NonFiniteLogitsError(
                 f"the {precision} variant answers NaN or infinity on the verification pairs", fix="Nothing was written."
             )
-        is_fp32 = precision is Precision.FP32
         largest = _QUANTIZED_TOLERANCE_FACTOR * parity.max_abs_diff
+        tolerance = _FP32_TOLERANCE if precision is Precision.FP32 else max(_SMALLEST_QUANTIZED_TOLERANCE, largest)
         self.variants[precision] = Variant(
             path=measured.path.relative_to(self._folder).as_posix(),
             files=tuple(file.relative_to(self._folder).as_posix() for file in measured.files),
             opset=measured.opset,
             quantization=dict(settings),
             instruction_sets=_needed_instruction_sets(precision, reduced=self._reduce_range),
-            golden_tolerance=_FP32_TOLERANCE if is_fp32 else max(_SMALLEST_QUANTIZED_TOLERANCE, largest),
+            golden_tolerance=tolerance,
             parity=parity,
         )
 

@@ -243,7 +243,10 @@ def native(
     """Compile the native engine for int8 on this machine's processor, into the user's cache folder."""
     from crossforge.runtime.sessions.native.library import build_library
 
-    out.print(f"Wrote {escape(str(build_library(compiler=compiler)))}", soft_wrap=True)
+    with TerminalProgress().stage("compile the native engine") as stage:
+        library = build_library(compiler=compiler)
+        stage.note = f"{library.stat().st_size / 1e3:.0f} kB"
+    out.print(f"Wrote {escape(str(library))}", soft_wrap=True)
 
 
 @app.command()

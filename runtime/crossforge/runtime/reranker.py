@@ -19,7 +19,6 @@ from crossforge.profiles import (
     EngineError,
     InputError,
     Manifest,
-    NonFiniteLogitsError,
     OptimizationProfile,
     Precision,
     ProviderFallbackWarning,
@@ -34,7 +33,7 @@ from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
-from crossforge.runtime.scored import ScoredPairs, warn_of_losses
+from crossforge.runtime.scored import ScoredPairs, check_finite, warn_of_losses
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.timing import StageTimer, untimed
@@ -280,7 +279,7 @@ class Reranker:
         )
         with self._timed("postprocess"):
             logits = logits[distinct.position]
-            self.check_finite(logits)
+            check_finite(logits, self.precision)
             return ScoredPairs(
                 logits=logits,
                 truncated=pairs.truncated,
@@ -347,20 +346,6 @@ class Reranker:
             on_batch=on_batch,
             timed=self._timed,
         )
-
-    def check_finite(self, logits: Floats) -> None:
-        """Check logits, float32 [n, labels].
-
-        Raises:
-            NonFiniteLogitsError: One is NaN or infinite.
-        """
-        if not np.isfinite(logits).all():
-            bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-            raise NonFiniteLogitsError(
-                f"the {self.precision} variant answered NaN or infinity for {len(bad)} of {len(logits)} pairs",
-                got=f"pair {bad[0]} first",
-                fix="Use the fp32 variant; if it does this too, the checkpoint itself is broken.",
-            )
 
     def check_golden(self) -> float:
         """Score the manifest's golden pairs.

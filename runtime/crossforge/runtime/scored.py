@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossforge.profiles import TruncationWarning, UnknownTokensWarning
+from crossforge.profiles import NonFiniteLogitsError, Precision, TruncationWarning, UnknownTokensWarning
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.timing import RequestTimes
 
@@ -35,6 +35,21 @@ class ScoredPairs:
     """Share of the computed tokens that were padding, 0.0 to 1.0."""
     times: RequestTimes | None = None
     """Where the time went, if a micro-batcher scored them."""
+
+
+def check_finite(logits: Floats, precision: Precision) -> None:
+    """Check a variant's logits, float32 [n, labels].
+
+    Raises:
+        NonFiniteLogitsError: One is NaN or infinite.
+    """
+    if not np.isfinite(logits).all():
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        raise NonFiniteLogitsError(
+            f"the {precision} variant answered NaN or infinity for {len(bad)} of {len(logits)} pairs",
+            got=f"pair {bad[0]} first",
+            fix="Use the fp32 variant; if it does this too, the checkpoint itself is broken.",
+        )
 
 
 def warn_of_losses(scored: ScoredPairs, *, truncation: bool = True) -> None:

@@ -11,6 +11,7 @@ from crossforge.profiles import CrossforgeError, EngineError
 from crossforge.runtime.microbatch.ledger import Ledger
 from crossforge.runtime.microbatch.request import Part, Request, join_pairs, plan_round
 from crossforge.runtime.reranker import Reranker
+from crossforge.runtime.scored import check_finite
 
 _LOG = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Workers:
             return
         for request in self._ledger.receive(wanted, logits, plans, seconds=time.perf_counter() - start_s):
             try:
-                reranker.check_finite(request.logits)
+                check_finite(request.logits, reranker.precision)
             except CrossforgeError as error:
                 self._ledger.fail(request, error)
             else:
