@@ -390,10 +390,9 @@ def _needed_instruction_sets(precision: Precision, *, reduced: bool) -> tuple[st
     """What a processor needs for a variant to compute there what was measured here."""
     if precision is Precision.BF16_OPENVINO:
         return BF16_INSTRUCTION_SETS
-    if precision is Precision.INT8_DYNAMIC_OPENVINO:
-        return EXACT_INT8_INSTRUCTION_SETS
     reducible = (Precision.INT8, Precision.INT8_QDQ, Precision.INT8_OPENVINO)
-    return EXACT_INT8_INSTRUCTION_SETS if precision in reducible and not reduced else ()
+    is_exact = precision is Precision.INT8_DYNAMIC_OPENVINO or (precision in reducible and not reduced)
+    return EXACT_INT8_INSTRUCTION_SETS if is_exact else ()
 
 
 def _finish(precision: Precision, model: ModelProto) -> ModelProto:
