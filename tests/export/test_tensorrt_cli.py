@@ -122,6 +122,15 @@ def test_without_a_gpu_one_sentence_says_what_to_do(bundle: Path, arguments: tup
     assert "--target sm86,sm89" in result.stderr
 
 
+@pytest.mark.usefixtures("compiler")
+def test_without_an_fp16_variant_fp32_is_built_and_that_is_said(tmp_path: Path) -> None:
+    result = crossforge("build", write_bundle(tmp_path / "bundle"), "--target", "sm86", "--json")
+    (engine,) = json.loads(result.stdout)["engines"]
+    assert engine["precision"] == "fp32"
+    assert "no fp16 variant, so fp32 is built" in result.stderr
+    assert "--precision fp16" in result.stderr
+
+
 def test_a_missing_compiler_names_its_extra(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None if "tensorrt" in name else object())
     result = crossforge("build", bundle, "--target", "sm86")

@@ -13,8 +13,10 @@ from rich.markup import escape
 from crossforge.export.requirements import require_extras
 from crossforge.export.tensorrt.options import BuildOptions, parse_targets
 from crossforge.profiles import EngineBackend, EngineRecord, InputError, Precision
+from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.cli import BundleArgument
 from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
+from crossforge.runtime.precision import AUTO
 
 app = typer.Typer(add_completion=False)
 
@@ -34,7 +36,9 @@ def build(
     target: Annotated[
         str, typer.Option(help="GPUs to build for, separated by commas: current, or compute capabilities such as sm86.")
     ] = "current",
-    precision: Annotated[str, typer.Option(help="The variant to compile: fp16, int8_qdq or fp32.")] = "fp16",
+    precision: Annotated[
+        str, typer.Option(help="The variant to compile: fp16, int8_qdq or fp32; auto: fp16, or fp32 without it.")
+    ] = AUTO,
     backend: Annotated[
         BackendName, typer.Option(help="tensorrt-rtx compiles ahead of time, tensorrt on the GPU itself.")
     ] = BackendName.AUTO,
@@ -74,7 +78,7 @@ def build(
 
     options = BuildOptions(
         targets=parse_targets(target),
-        precision=_parse_precision(precision),
+        precision=_choose_precision(bundle) if precision == AUTO else _parse_precision(precision),
         backend=None if backend is BackendName.AUTO else EngineBackend(backend),
         builder_level=builder_level,
         workspace_mb=workspace,
@@ -97,6 +101,15 @@ def build(
     removed = f", {len(result.pruned)} removed" if prune else ""
     counts = f"{built} built, {len(result.engines) - built} there already{removed}"
     out.print(f"{counts}. Next: crossforge inspect {escape(str(bundle))}")
+
+
+def _choose_precision(bundle: Path) -> Precision:
+    """fp16 where the bundle has it; otherwise fp32, and that is said."""
+    if Precision.FP16 in Bundle.open(bundle).manifest.variants:
+        return Precision.FP16
+    fix = f"crossforge quantize {escape(str(bundle))} --precision fp16"
+    err.print(f"The bundle has no fp16 variant, so fp32 is built. For fp16: {fix}", soft_wrap=True)
+    return Precision.FP32
 
 
 def _parse_precision(text: str) -> Precision:
