@@ -14,9 +14,9 @@ from crossforge.export.quality import Difference, Quality, Scores, compare_quali
 from crossforge.export.requirements import require_extras
 from crossforge.profiles import DeploymentProfile, InputError, Manifest, Precision
 from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.pair_scorer import PairScorer, load_pair_scorer
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.records import QueryRecord, read_run
-from crossforge.runtime.reranker import Reranker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +97,11 @@ def evaluate_bundle(
     for precision in chosen:
         with progress.stage(f"rerank with {precision}") as stage:
             own = deployment if deployment is not None and deployment.precision in (None, precision) else None
-            with Reranker.load(opened, precision=precision, provider=provider, deployment=own) as reranker:
+            with load_pair_scorer(opened, precision=precision, provider=provider, deployment=own) as scorer:
                 start = time.perf_counter()
                 scored: dict[str, dict[str, float]] = {}
                 for done, record in enumerate(judged, start=1):
-                    scored[record.qid] = _score(reranker, record)
+                    scored[record.qid] = _score(scorer, record)
                     stage.advance(done, len(judged))
                 rates[precision] = pairs / (time.perf_counter() - start)
             scores[precision] = scored
@@ -132,9 +132,9 @@ def _variants_of(manifest: Manifest, deployment: DeploymentProfile | None) -> li
     return list(dict.fromkeys([*reference, deployment.precision]))
 
 
-def _score(reranker: Reranker, record: QueryRecord) -> dict[str, float]:
-    scored = reranker.score_pairs([(record.query, passage.text) for passage in record.passages])
-    return dict(zip((p.id for p in record.passages), reranker.relevance(scored.logits).tolist(), strict=True))
+def _score(scorer: PairScorer, record: QueryRecord) -> dict[str, float]:
+    scored = scorer.score_pairs([(record.query, passage.text) for passage in record.passages])
+    return dict(zip((p.id for p in record.passages), scorer.relevance(scored.logits).tolist(), strict=True))
 
 
 def _mean_tau(reference: Scores, scores: Scores) -> float | None:
