@@ -14,9 +14,10 @@ from crossforge.export.quality import Difference, Quality, Scores, compare_quali
 from crossforge.export.requirements import require_extras
 from crossforge.profiles import DeploymentProfile, InputError, Manifest, Precision
 from crossforge.runtime.bundle import Bundle
-from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.embedder import Embedder
+from crossforge.runtime.pair_scorer import PairScorer, load_pair_scorer
+from crossforge.runtime.progress import Progress, Silent, Stage
 from crossforge.runtime.records import QueryRecord, read_run
-from crossforge.runtime.reranker import Reranker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class Evaluation:
     pairs: int
     first_stage: Quality
     """The order in which the run lists the passages."""
+    bi_encoder: Quality | None
+    """The order by a bi-encoder's similarities, where one was named."""
     reference: Precision
     """The variant that the others are compared with: fp32, or the first one where that was not evaluated."""
     variants: dict[Precision, VariantEvaluation]
@@ -56,6 +59,7 @@ def evaluate_bundle(
     min_relevance: int = 1,
     provider: str = "auto",
     deployment: DeploymentProfile | None = None,
+    bi_encoder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Rerank a run with a bundle's variants and measure nDCG@10, MRR@10 and recall@100 (through ir-measures).
@@ -68,6 +72,8 @@ def evaluate_bundle(
         min_relevance: The lowest grade that counts as relevant for MRR and recall (nDCG uses the grades themselves).
         provider: As in :meth:`Reranker.load`.
         deployment: How to run them. A variant that it does not name runs by the defaults where it names another.
+        bi_encoder: The bundle of a bi-encoder, by whose similarities the same passages are ranked too, to compare with; its
+            variant is the one that ``auto`` takes.
         progress: Told of each stage.
 
     Raises:
@@ -91,18 +97,20 @@ def evaluate_bundle(
     first_stage = {r.qid: {p.id: float(-rank) for rank, p in enumerate(r.passages)} for r in judged}
     chosen = tuple(precisions or _variants_of(opened.manifest, deployment))
     reference = Precision.FP32 if Precision.FP32 in chosen else chosen[0]
+    embedded = None
+    if bi_encoder is not None:
+        with progress.stage("rank by embeddings") as stage, Embedder.load(bi_encoder, provider=provider) as embedder:
+            embedded = measure_quality(_rerank(embedder, judged, stage), judgements, min_relevance=min_relevance)
+            stage.note = f"nDCG@10 {embedded.ndcg_at_10:.4f}, {embedder.precision}"
     scores: dict[Precision, Scores] = {}
     qualities: dict[Precision, Quality] = {}
     rates: dict[Precision, float] = {}
     for precision in chosen:
         with progress.stage(f"rerank with {precision}") as stage:
             own = deployment if deployment is not None and deployment.precision in (None, precision) else None
-            with Reranker.load(opened, precision=precision, provider=provider, deployment=own) as reranker:
+            with load_pair_scorer(opened, precision=precision, provider=provider, deployment=own) as scorer:
                 start = time.perf_counter()
-                scored: dict[str, dict[str, float]] = {}
-                for done, record in enumerate(judged, start=1):
-                    scored[record.qid] = _score(reranker, record)
-                    stage.advance(done, len(judged))
+                scored = _rerank(scorer, judged, stage)
                 rates[precision] = pairs / (time.perf_counter() - start)
             scores[precision] = scored
             qualities[precision] = measure_quality(scored, judgements, min_relevance=min_relevance)
@@ -112,6 +120,7 @@ def evaluate_bundle(
         unjudged_queries=len(records) - len(judged),
         pairs=pairs,
         first_stage=measure_quality(first_stage, judgements, min_relevance=min_relevance),
+        bi_encoder=embedded,
         reference=reference,
         variants={
             precision: VariantEvaluation(
@@ -132,9 +141,17 @@ def _variants_of(manifest: Manifest, deployment: DeploymentProfile | None) -> li
     return list(dict.fromkeys([*reference, deployment.precision]))
 
 
-def _score(reranker: Reranker, record: QueryRecord) -> dict[str, float]:
-    scored = reranker.score_pairs([(record.query, passage.text) for passage in record.passages])
-    return dict(zip((p.id for p in record.passages), reranker.relevance(scored.logits).tolist(), strict=True))
+def _rerank(scorer: PairScorer, records: Sequence[QueryRecord], stage: Stage) -> dict[str, dict[str, float]]:
+    scores = {}
+    for done, record in enumerate(records, start=1):
+        scores[record.qid] = _score(scorer, record)
+        stage.advance(done, len(records))
+    return scores
+
+
+def _score(scorer: PairScorer, record: QueryRecord) -> dict[str, float]:
+    scored = scorer.score_pairs([(record.query, passage.text) for passage in record.passages])
+    return dict(zip((p.id for p in record.passages), scorer.relevance(scored.logits).tolist(), strict=True))
 
 
 def _mean_tau(reference: Scores, scores: Scores) -> float | None:

@@ -34,6 +34,9 @@ def evaluate(
     min_relevance: Annotated[int, typer.Option(help="Lowest grade that MRR and recall count as relevant.")] = 1,
     provider: ProviderOption = "auto",
     deployment: DeploymentOption = None,
+    bi_encoder: Annotated[
+        Path | None, typer.Option(help="A bi-encoder's bundle, to rank by embeddings beside it.", show_default=False)
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -48,6 +51,7 @@ def evaluate(
         min_relevance=min_relevance,
         provider=provider,
         deployment=read_deployment(deployment),
+        bi_encoder=bi_encoder,
         progress=TerminalProgress(),
     )
     if as_json:
@@ -55,6 +59,8 @@ def evaluate(
         return
     table = Table("", "nDCG@10", "MRR@10", "recall@100", "change (95 % interval)", "p", "Kendall tau", "pairs/s", box=None)
     table.add_row("first stage", *_figures(evaluation.first_stage), "", "", "", "")
+    if evaluation.bi_encoder is not None:
+        table.add_row("bi-encoder", *_figures(evaluation.bi_encoder), "", "", "", "")
     for name, variant in evaluation.variants.items():
         tau = "-" if variant.kendall_tau is None else f"{variant.kendall_tau:.4f}"
         change = p_value = ""
@@ -86,6 +92,7 @@ def _evaluation_document(evaluation: Evaluation) -> dict[str, object]:
         "unjudged_queries": evaluation.unjudged_queries,
         "pairs": evaluation.pairs,
         "first_stage": figures(evaluation.first_stage),
+        "bi_encoder": None if evaluation.bi_encoder is None else figures(evaluation.bi_encoder),
         "reference": evaluation.reference,
         "variants": {
             name: {
