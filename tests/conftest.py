@@ -30,6 +30,20 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a bi-encoder with random weights, fp32 alone, exported once a session."""
+    from crossforge.export.exporter import ExportOptions, export_bundle
+    from crossforge.export.gates import OPEN_GATE
+    from crossforge.profiles import Precision
+    from support.bi_encoders import save_bi_encoder
+
+    folder = tmp_path_factory.mktemp("embedder")
+    options = ExportOptions(precisions=(Precision.FP32,), gates={Precision.FP32: OPEN_GATE})
+    export_bundle(str(save_bi_encoder(folder / "checkpoint")), folder / "tiny-embedder", options)
+    return folder / "tiny-embedder"
+
+
+@pytest.fixture(scope="session")
 def native_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The native engine, compiled once a session; skips where there is no compiler."""
     from crossforge.runtime.sessions.native.library import build_library
