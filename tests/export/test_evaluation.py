@@ -144,9 +144,8 @@ def test_the_first_stage_and_a_bi_encoder_stand_beside_the_variants(
     run, qrels = run_and_qrels
     evaluation = evaluate_bundle(demo_bundle, run, qrels, precisions=[Precision.FP32], embedders=[tiny_embedder])
     ours = evaluation.variants[Precision.FP32].quality.ndcg_at_10
-    assert set(evaluation.embedders) == {str(tiny_embedder)}
-    assert set(evaluation.embedders[str(tiny_embedder)]) == {Precision.FP32}
-    bi_encoder = evaluation.embedders[str(tiny_embedder)][Precision.FP32]
+    ((path, bi_encoder),) = evaluation.embedders.items()
+    assert (path, bi_encoder.precision) == (str(tiny_embedder), Precision.FP32)
     with Embedder.load(tiny_embedder) as embedder:
         by_hand = {
             record.qid: dict(

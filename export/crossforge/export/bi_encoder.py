@@ -104,7 +104,9 @@ def read_bi_encoder(folder: Path, *, name: str, allow_pickle: bool = False) -> B
             allowed="Transformer, Pooling, any number of Dense, and Normalize, in this order",
         )
     transformer = modules[0][1]
-    settings = next((_read(path) for path in (transformer / file for file in _TRANSFORMER_CONFIGS) if path.is_file()), {})
+    settings: Mapping[str, Any] = next(
+        (_read(path) for path in (transformer / file for file in _TRANSFORMER_CONFIGS) if path.is_file()), {}
+    )
     pooling, width = _read_pooling(modules[1][1], name)
     dense = tuple(_read_dense(path, name, allow_pickle) for kind, path in modules if kind == "Dense")
     dimension = width * len(pooling)

@@ -16,7 +16,7 @@ from crossforge.profiles import InputError, PairTemplate
 from crossforge.runtime.batching import Batch, collate, plan_batches
 from crossforge.runtime.records import QueryRecord, read_run
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS
-from crossforge.runtime.tokenization import EncodedPairs
+from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 FEWEST_PAIRS = 16
 _ERRORS_ONLY = 3
@@ -57,9 +57,15 @@ def read_calibration(path: str | Path | None) -> list[QueryRecord]:
 
 
 def calibration_batches(
-    pairs: EncodedPairs, template: PairTemplate, *, pad_token_id: int, input_names: Sequence[str]
+    records: Sequence[QueryRecord], tokenizer: PairTokenizer, *, pad_token_id: int, input_names: Sequence[str]
 ) -> list[Batch]:
     """Batches as the runtime would make them of these pairs: the same tokens, the same mix of lengths."""
+    pairs = tokenizer.encode_pairs(flatten(records))
+    return batches_of(pairs, tokenizer.template, pad_token_id=pad_token_id, input_names=input_names)
+
+
+def batches_of(pairs: EncodedPairs, template: PairTemplate, *, pad_token_id: int, input_names: Sequence[str]) -> list[Batch]:
+    """The same of pairs, or texts, that are encoded already."""
     return [
         collate(pairs, plan, template=template, pad_token_id=pad_token_id, input_names=input_names)
         for plan in plan_batches(pairs.lengths, budget_tokens=CPU_BUDGET_TOKENS)

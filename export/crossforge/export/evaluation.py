@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,9 @@ from crossforge.export.quality import Difference, Quality, Scores, compare_quali
 from crossforge.export.requirements import require_extras
 from crossforge.profiles import DeploymentProfile, InputError, Manifest, Precision
 from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.embedder import Embedder
 from crossforge.runtime.pair_scorer import PairScorer, load_pair_scorer
-from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.progress import Progress, Silent, Stage
 from crossforge.runtime.records import QueryRecord, read_run
 
 
@@ -35,6 +36,7 @@ class RankingEvaluation:
 class VariantEvaluation(RankingEvaluation):
     """One variant's ranking."""
 
+    precision: Precision
     pairs_per_s: float
     """Scoring rate of this one pass, tokenization included; a rough figure, not a benchmark."""
 
@@ -49,11 +51,21 @@ class Evaluation:
     pairs: int
     first_stage: RankingEvaluation
     """The order in which the run lists the passages."""
-    embedders: dict[str, dict[Precision, VariantEvaluation]]
-    """Bi-encoders that order the same candidates by similarity, by the bundle's path as it was given, and variant."""
+    embedders: dict[str, VariantEvaluation]
+    """Bi-encoders that order the same candidates by similarity, by the bundle's path as it was given."""
     reference: Precision
     """The variant that the others are compared with: fp32, or the first one where that was not evaluated."""
     variants: dict[Precision, VariantEvaluation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranking:
+    """What one pass gave."""
+
+    precision: Precision
+    scores: Scores
+    quality: Quality
+    pairs_per_s: float
 
 
 def evaluate_bundle(
@@ -75,7 +87,8 @@ def evaluate_bundle(
         run: JSON lines of ``{"qid", "query", "passages": [{"id", "text"}]}``, best first-stage rank first.
         qrels: Judgements in TREC format.
         precisions: The variants; None takes all, or the one that ``deployment`` names and fp32 to compare it with.
-        embedders: Bundles of bi-encoders, all variants of which order the same candidates.
+        embedders: Bundles of bi-encoders that order the same candidates by similarity, each with the variant that ``auto``
+            takes.
         min_relevance: The lowest grade that counts as relevant for MRR and recall (nDCG uses the grades themselves).
         provider: As in :meth:`Reranker.load`.
         deployment: How to run them. A variant that it does not name runs by the defaults where it names another.
@@ -100,49 +113,37 @@ def evaluate_bundle(
         )
     measure = partial(measure_quality, judgements=judgements, min_relevance=min_relevance)
 
-    def rank(bundle: Bundle, precision: Precision, deployment: DeploymentProfile | None = None) -> tuple[Scores, float]:
-        with progress.stage(f"rank with {precision} of {bundle.path.name}") as stage:
-            own = deployment if deployment is not None and deployment.precision in (None, precision) else None
-            with load_pair_scorer(bundle, precision=precision, provider=provider, deployment=own) as scorer:
-                start = time.perf_counter()
-                scored: dict[str, dict[str, float]] = {}
-                for done, record in enumerate(judged, start=1):
-                    scored[record.qid] = _score(scorer, record)
-                    stage.advance(done, len(judged))
-                rate = pairs / (time.perf_counter() - start)
-            stage.note = f"nDCG@10 {measure(scored).ndcg_at_10:.4f}"
-        return scored, rate
+    def rank(scorer: PairScorer, stage: Stage) -> _Ranking:
+        start = time.perf_counter()
+        scores = _rerank(scorer, judged, stage)
+        rate, quality = pairs / (time.perf_counter() - start), measure(scores)
+        stage.note = f"nDCG@10 {quality.ndcg_at_10:.4f}"
+        return _Ranking(precision=scorer.precision, scores=scores, quality=quality, pairs_per_s=rate)
 
     pairs = sum(len(record.passages) for record in judged)
     others = {str(path): _open_embedder(path) for path in embedders}
     chosen = tuple(precisions or _variants_of(opened.manifest, deployment))
-    reference = Precision.FP32 if Precision.FP32 in chosen else chosen[0]
-    embedded = {
-        path: {precision: rank(other, precision) for precision in other.manifest.variants} for path, other in others.items()
-    }
-    ranked = {precision: rank(opened, precision, deployment) for precision in chosen}
-    reference_scores, _ = ranked[reference]
-    reference_quality = measure(reference_scores)
-
-    def judge(ranking: Scores) -> RankingEvaluation:
-        quality = measure(ranking)
-        return RankingEvaluation(
-            quality=quality,
-            kendall_tau=_mean_tau(reference_scores, ranking),
-            difference=None if ranking is reference_scores else compare_quality(quality, reference_quality),
-        )
-
-    def judge_all(rankings: Mapping[Precision, tuple[Scores, float]]) -> dict[Precision, VariantEvaluation]:
-        return {p: VariantEvaluation(**vars(judge(scores)), pairs_per_s=rate) for p, (scores, rate) in rankings.items()}
-
+    embedded, ranked = {}, {}
+    for path, other in others.items():
+        with progress.stage(f"rank with {other.path.name}") as stage, Embedder.load(other, provider=provider) as embedder:
+            embedded[path] = rank(embedder, stage)
+    for precision in chosen:
+        own = deployment if deployment is not None and deployment.precision in (None, precision) else None
+        with (
+            progress.stage(f"rerank with {precision}") as stage,
+            load_pair_scorer(opened, precision=precision, provider=provider, deployment=own) as scorer,
+        ):
+            ranked[precision] = rank(scorer, stage)
+    reference = ranked[Precision.FP32 if Precision.FP32 in chosen else chosen[0]]
+    first_stage = {r.qid: {p.id: float(-rank) for rank, p in enumerate(r.passages)} for r in judged}
     return Evaluation(
         queries=len(judged),
         unjudged_queries=len(records) - len(judged),
         pairs=pairs,
-        first_stage=judge({r.qid: {p.id: float(-rank) for rank, p in enumerate(r.passages)} for r in judged}),
-        embedders={path: judge_all(rankings) for path, rankings in embedded.items()},
-        reference=reference,
-        variants=judge_all(ranked),
+        first_stage=_compare(first_stage, measure(first_stage), reference),
+        embedders={path: _judge(ranking, reference) for path, ranking in embedded.items()},
+        reference=reference.precision,
+        variants={precision: _judge(ranking, reference) for precision, ranking in ranked.items()},
     )
 
 
@@ -153,11 +154,32 @@ def _variants_of(manifest: Manifest, deployment: DeploymentProfile | None) -> li
     return list(dict.fromkeys([*reference, deployment.precision]))
 
 
+def _compare(scores: Scores, quality: Quality, reference: _Ranking) -> RankingEvaluation:
+    return RankingEvaluation(
+        quality=quality,
+        kendall_tau=_mean_tau(reference.scores, scores),
+        difference=None if scores is reference.scores else compare_quality(quality, reference.quality),
+    )
+
+
+def _judge(ranking: _Ranking, reference: _Ranking) -> VariantEvaluation:
+    compared = _compare(ranking.scores, ranking.quality, reference)
+    return VariantEvaluation(**vars(compared), precision=ranking.precision, pairs_per_s=ranking.pairs_per_s)
+
+
 def _open_embedder(path: str | Path) -> Bundle:
     bundle = Bundle.open(path)
     if bundle.manifest.embedding is None:
         raise InputError(f"{path} is not the bundle of a bi-encoder", got=bundle.manifest.architecture)
     return bundle
+
+
+def _rerank(scorer: PairScorer, records: Sequence[QueryRecord], stage: Stage) -> dict[str, dict[str, float]]:
+    scores = {}
+    for done, record in enumerate(records, start=1):
+        scores[record.qid] = _score(scorer, record)
+        stage.advance(done, len(records))
+    return scores
 
 
 def _score(scorer: PairScorer, record: QueryRecord) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +13,7 @@ from crossforge.runtime.cli import BundleArgument, DeploymentOption, ProviderOpt
 from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json
 
 if TYPE_CHECKING:
-    from crossforge.export.evaluation import Evaluation, RankingEvaluation, VariantEvaluation
-    from crossforge.profiles import Precision
+    from crossforge.export.evaluation import Evaluation, RankingEvaluation
 
 app = typer.Typer(add_completion=False)
 
@@ -34,7 +32,7 @@ def evaluate(
     ] = None,
     embedder: Annotated[
         list[Path] | None,
-        typer.Option(help="Bundle of a bi-encoder to compare with; may be repeated.", show_default=False),
+        typer.Option(help="Bundle of a bi-encoder to order the same candidates; may be repeated.", show_default=False),
     ] = None,
     min_relevance: Annotated[int, typer.Option(help="Lowest grade that MRR and recall count as relevant.")] = 1,
     provider: ProviderOption = "auto",
@@ -61,9 +59,8 @@ def evaluate(
         return
     table = Table("", "nDCG@10", "MRR@10", "recall@100", "change (95 % interval)", "p", "Kendall tau", "pairs/s", box=None)
     table.add_row("first stage", *_row(evaluation.first_stage), "")
-    for path, rankings in evaluation.embedders.items():
-        for precision, ranking in rankings.items():
-            table.add_row(f"{Path(path).name} {precision}", *_row(ranking), f"{ranking.pairs_per_s:.0f}")
+    for path, ranking in evaluation.embedders.items():
+        table.add_row(f"{Path(path).name} {ranking.precision}", *_row(ranking), f"{ranking.pairs_per_s:.0f}")
     for name, variant in evaluation.variants.items():
         table.add_row(name, *_row(variant), f"{variant.pairs_per_s:.0f}")
     out.print(table)
@@ -97,15 +94,17 @@ def _evaluation_document(evaluation: Evaluation) -> dict[str, object]:
             "kendall_tau": ranking.kendall_tau,
         }
 
-    def variants_of(variants: Mapping[Precision, VariantEvaluation]) -> dict[str, object]:
-        return {name: {**figures(variant), "pairs_per_s": variant.pairs_per_s} for name, variant in variants.items()}
-
     return {
         "queries": evaluation.queries,
         "unjudged_queries": evaluation.unjudged_queries,
         "pairs": evaluation.pairs,
         "first_stage": figures(evaluation.first_stage),
-        "embedders": {path: variants_of(rankings) for path, rankings in evaluation.embedders.items()},
+        "embedders": {
+            path: {"precision": ranking.precision, **figures(ranking), "pairs_per_s": ranking.pairs_per_s}
+            for path, ranking in evaluation.embedders.items()
+        },
         "reference": evaluation.reference,
-        "variants": variants_of(evaluation.variants),
+        "variants": {
+            name: {**figures(variant), "pairs_per_s": variant.pairs_per_s} for name, variant in evaluation.variants.items()
+        },
     }

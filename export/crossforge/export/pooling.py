@@ -7,6 +7,7 @@ product, [1, sequence] x [sequence, hidden] a text. The weights are counted in i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +130,7 @@ class _Tail:
         self._graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def _node(self, operator: str, inputs: Sequence[str], **attributes: int) -> str:
+    def _node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         name = f"pooling_{operator}_{self._count}"
         self._count += 1
         self._graph.node.append(helper.make_node(operator, inputs, [name], name=name, **attributes))

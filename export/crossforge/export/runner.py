@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from crossforge.export.calibration import calibration_batches
+from crossforge.export.calibration import batches_of
 from crossforge.export.onnx import save_onnx
 from crossforge.export.options import EXTERNAL_DATA_THRESHOLD_BYTES
 from crossforge.export.pairs import flatten
@@ -101,9 +101,8 @@ class ModelRunner:
     def batches(self, model: ModelProto, records: Sequence[QueryRecord]) -> list[Batch]:
         """Pairs as a model's inputs."""
         names = [value.name for value in model.graph.input]
-        return calibration_batches(
-            self._encode(records), self.tokenizer.template, pad_token_id=self.pad_token_id, input_names=names
-        )
+        encoded = self._encode(records)
+        return batches_of(encoded, self.tokenizer.template, pad_token_id=self.pad_token_id, input_names=names)
 
     def _encode(self, records: Sequence[QueryRecord]) -> EncodedPairs:
         return self.tokenizer.encode_pairs(flatten(records))

@@ -113,7 +113,7 @@ class Reranker:
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
-            InputError: An unknown provider or precision.
+            InputError: An unknown provider or precision; or the bundle holds a bi-encoder.
             MachineError: This machine cannot run it, or, with ``strict``, not as asked.
             EngineError: The model does not load, or fails its golden pairs.
 
@@ -121,12 +121,7 @@ class Reranker:
             ProviderFallbackWarning: Another provider runs than the one that was named.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        if bundle.manifest.embedding is not None:
-            raise InputError(
-                f"{bundle.path} holds a bi-encoder, which embeds texts and reads no pairs",
-                allowed="the bundle of a cross-encoder",
-                fix="Use crossforge.runtime.Embedder.load(), which compares texts by their embeddings.",
-            )
+        bundle.refuse_bi_encoder()
         deployment = deployment or DeploymentProfile()
         parts = open_parts(
             bundle,

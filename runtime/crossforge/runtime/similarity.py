@@ -16,22 +16,25 @@ _ROWS_AT_ONCE = 16
 def compare_all(a: Floats, b: Floats, similarity: Similarity) -> Floats:
     """Compare every vector with every other: float32 [n, dim] and float32 [m, dim] -> float32 [n, m]."""
     if similarity is Similarity.COSINE:
-        return _unit(a) @ _unit(b).T
+        a, b, similarity = _unit(a), _unit(b), Similarity.DOT
+    result: Floats = np.empty((len(a), len(b)), dtype=np.float32)
     if similarity is Similarity.DOT:
-        return a @ b.T
+        np.matmul(a, b.T, out=result)
+        return result
     if similarity is Similarity.MANHATTAN:
-        result = np.empty((len(a), len(b)), dtype=np.float32)
         for start in range(0, len(a), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             result[rows] = -np.abs(a[rows, None] - b[None]).sum(axis=2)
         return result
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)  # squares cancel where vectors are close
     squared = (wide_a**2).sum(axis=1)[:, None] + (wide_b**2).sum(axis=1)[None] - 2 * (wide_a @ wide_b.T)
-    return (-np.sqrt(np.maximum(squared, 0))).astype(np.float32)
+    result[:] = -np.sqrt(np.maximum(squared, 0))
+    return result
 
 
 def compare_pairwise(a: Floats, b: Floats, similarity: Similarity) -> Floats:
     """Compare vectors row by row: float32 [n, dim] and float32 [n, dim] -> float32 [n]."""
+    result: Floats
     if similarity is Similarity.COSINE:
         result = (_unit(a) * _unit(b)).sum(axis=1)
     elif similarity is Similarity.DOT:
@@ -40,7 +43,7 @@ def compare_pairwise(a: Floats, b: Floats, similarity: Similarity) -> Floats:
         result = -np.abs(a - b).sum(axis=1)
     else:
         result = -np.sqrt(((a - b) ** 2).sum(axis=1))
-    return result.astype(np.float32)
+    return result
 
 
 def _unit(vectors: Floats) -> Floats:
