@@ -41,7 +41,7 @@ def search(
         bundles = ("--embedder", tiny_embedder, "--reranker", demo_bundle, "--store", tmp_path / "store")
         monkeypatch.setattr("sys.argv", [str(SCRIPT), *map(str, (*bundles, *arguments))])
         runpy.run_path(str(SCRIPT), run_name="__main__")
-        return capsys.readouterr().out.splitlines()
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
     return run
 
@@ -56,7 +56,7 @@ def test_it_ranks_measures_and_punctuates(search: Callable[..., list[str]]) -> N
     rows = {line.split()[0]: line.split() for line in lines if line.startswith((" none ", " 5 ", " 120 "))}
     assert float(rows["none"][1]) < float(rows["120"][1]) == 1.0  # all are reranked, and both questions are easy
     assert any("2 judged queries; 120 retrieved, recall@100" in line for line in lines)
-    assert [line.split()[1] for line in lines if line.endswith("of 2 queries ")] == ["bi-encoder", "cross-encoder"] * 2
+    assert [line.split()[1] for line in lines if line.endswith("of 2 queries")] == ["bi-encoder", "cross-encoder"] * 2
 
 
 @pytest.mark.slow
