@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -30,17 +31,18 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a bi-encoder with random weights, fp32 alone, exported once a session."""
+def demo_embedder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the embedded model's base, a bi-encoder, exported once a session; fp32 alone, judged on one query."""
     from crossforge.export.exporter import ExportOptions, export_bundle
-    from crossforge.export.gates import OPEN_GATE
+    from crossforge.export.pairs import berlin
     from crossforge.profiles import Precision
-    from support.bi_encoders import save_bi_encoder
 
-    folder = tmp_path_factory.mktemp("embedder")
-    options = ExportOptions(precisions=(Precision.FP32,), gates={Precision.FP32: OPEN_GATE})
-    export_bundle(str(save_bi_encoder(folder / "checkpoint")), folder / "tiny-embedder", options)
-    return folder / "tiny-embedder"
+    folder, record = tmp_path_factory.mktemp("demo-embedder"), berlin()
+    run = folder / "run.jsonl"
+    passages = [{"id": passage.id, "text": passage.text} for passage in record.passages]
+    run.write_text(json.dumps({"qid": record.qid, "query": record.query, "passages": passages}), encoding="utf-8")
+    export_bundle("demo-embedder", folder / "bundle", ExportOptions(precisions=(Precision.FP32,), verification=run))
+    return folder / "bundle"
 
 
 @pytest.fixture(scope="session")

