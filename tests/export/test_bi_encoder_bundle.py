@@ -135,16 +135,17 @@ def test_a_trimmed_embedder_embeds_the_kept_texts_alike(bundle: Path, tmp_path: 
 
 
 def test_evaluate_ranks_by_embeddings(bundle: Path, run_and_qrels: tuple[Path, Path]) -> None:
-    evaluation = evaluate_bundle(bundle, *run_and_qrels, bi_encoder=bundle)
+    evaluation = evaluate_bundle(bundle, *run_and_qrels, embedders=[bundle])
     assert set(evaluation.variants) == {Precision.FP32, Precision.FP16, Precision.INT8}
-    assert evaluation.bi_encoder == evaluation.variants[Precision.INT8].quality
+    assert evaluation.embedders[str(bundle)].quality == evaluation.variants[Precision.INT8].quality
     document = json.loads(
         crossforge(
             *("evaluate", bundle, "--run", run_and_qrels[0], "--qrels", run_and_qrels[1]),
-            *("--precision", "fp32", "--bi-encoder", bundle, "--json"),
+            *("--precision", "fp32", "--embedder", bundle, "--json"),
         ).stdout
     )
-    assert set(document["bi_encoder"]) == set(document["first_stage"]) == {"ndcg@10", "mrr@10", "recall@100"}
+    assert document["embedders"][str(bundle)]["precision"] == "int8"
+    assert {"ndcg@10", "mrr@10", "recall@100"} <= set(document["embedders"][str(bundle)]) & set(document["first_stage"])
 
 
 def test_inspect_shows_the_embedding(bundle: Path) -> None:
