@@ -174,8 +174,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpt
         "source": manifest.source.id + (f" at {manifest.source.revision}" if manifest.source.revision else ""),
         "architecture": manifest.architecture,
         "inputs": ", ".join(manifest.input_names),
-        "pair": f"up to {truncation.max_length} tokens; the query keeps {truncation.query_max_length}, "
-        f"the passage gives way on the {truncation.side}",
+        "pair": truncation.describe(),
         "labels": f"{', '.join(scoring.labels)}; ranks by "
         + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
         "activation": scoring.activation,

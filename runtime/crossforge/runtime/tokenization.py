@@ -64,7 +64,7 @@ class PairTokenizer:
     def __init__(
         self, tokenizer: Tokenizer, template: PairTemplate, truncation: Truncation, *, cache: TokenCache | None = None
     ) -> None:
-        if truncation.max_length <= truncation.query_max_length + template.special_token_count:
+        if truncation.max_length <= (truncation.query_max_length or 1) + template.special_token_count:
             raise ValueError(
                 f"{truncation} leaves no room for a passage beside {template.special_token_count} special tokens"
             )
@@ -136,10 +136,19 @@ class PairTokenizer:
             _check_query(query, "the query")
         for i, passage in enumerate(passages):
             _check_text(passage, f"passage {i}")
-        query_ids = self._tokenize(queries)
-        passage_ids = self._tokenize_passages(passages)
+        query_ids = self._tokenize_known(queries) if self.truncation.is_symmetric else self._tokenize(queries)
+        passage_ids = self._tokenize_known(passages)
+        if self.truncation.is_symmetric:  # what is left of a query depends on its passage: a head for each length of it
+            kept = [self._kept_of_query(len(query_ids[q]), len(ids)) for q, ids in zip(head_of_pair, passage_ids, strict=True)]
+            keys = list(zip(head_of_pair.tolist(), kept, strict=True))
+            index_of_head = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+            head_of_pair = np.asarray([index_of_head[key] for key in keys], dtype=np.intp)
+            queries = [queries[q] for q, _ in index_of_head]
+            query_ids, limits = [query_ids[q] for q, _ in index_of_head], [keep for _, keep in index_of_head]
+        else:
+            limits = [self._kept_of_query(len(ids), 0) for ids in query_ids]
 
-        kept_queries = [self._cut(ids, self.truncation.query_max_length) for ids in query_ids]
+        kept_queries = [self._cut(ids, limit) for ids, limit in zip(query_ids, limits, strict=True)]
         heads = tuple(np.concatenate([self._prefix, ids, self._separator]) for ids in kept_queries)
         query_cut = np.asarray([len(kept) < len(ids) for kept, ids in zip(kept_queries, query_ids, strict=True)], dtype=bool)
 
@@ -170,16 +179,31 @@ class PairTokenizer:
         """Find out which characters the model reads of texts that :meth:`encode` takes, the query's first.
 
         Returns:
-            Start and end of what is read of each text, in characters: 0 and the text's length where nothing was cut.
+            Start and end of what is read of each text, in characters: 0 and the text's length where nothing was cut. Of a
+            query that is cut differently beside each passage, what is read beside all of them.
         """
         texts = self._tokenizer.encode_batch([query, *passages], add_special_tokens=False)
-        query_tokens = min(len(texts[0].ids), self.truncation.query_max_length)
-        room = self.truncation.max_length - query_tokens - self.template.special_token_count
-        kept = [self.truncation.query_max_length, *(room for _ in passages)]
+        lengths = [len(text.ids) for text in texts]
+        room = self.truncation.max_length - self.template.special_token_count
+        kept_of_query = [self._kept_of_query(lengths[0], length) for length in lengths[1:]]
+        kept = [min(kept_of_query, default=self._kept_of_query(lengths[0], 0)), *(room - keep for keep in kept_of_query)]
         return [
             _read_span(encoding, keep, len(text), self.truncation.side)
             for encoding, keep, text in zip(texts, kept, [query, *passages], strict=True)
         ]
+
+    def _kept_of_query(self, query_tokens: int, passage_tokens: int) -> int:
+        """How many of its tokens a query keeps beside a passage, which has the rest of the room."""
+        truncation = self.truncation
+        if truncation.query_max_length is not None:
+            return min(query_tokens, truncation.query_max_length)
+        room = truncation.max_length - self.template.special_token_count
+        if query_tokens + passage_tokens <= room:
+            return query_tokens
+        # As the tokenizers package counts for longest_first: of an odd room the longer text has one token more, and of
+        # two that are equally long the second.
+        kept_of_shorter = min(query_tokens, passage_tokens, room // 2)
+        return kept_of_shorter if query_tokens <= passage_tokens else room - kept_of_shorter
 
     def _count_unknown(self, texts: Sequence[Ids]) -> NDArray[np.int32]:
         """Unknown tokens of each text: int32 [texts]."""
@@ -191,17 +215,22 @@ class PairTokenizer:
         owners = np.searchsorted(ends, places, side="right")
         return np.bincount(owners, minlength=len(texts)).astype(np.int32)
 
-    def _tokenize_passages(self, passages: Sequence[str]) -> list[Ids]:
-        """Ids of each passage, and no more than one beyond what the model can read: each text is tokenized once."""
-        texts = list(dict.fromkeys(passages))
+    def _tokenize_known(self, asked: Sequence[str]) -> list[Ids]:
+        """Ids of each text, through the cache: each text is tokenized once.
+
+        Where the query has its own limit, there are no more of them than one beyond what the model can read. Where the
+        longer text gives way, which one is longer must still be seen.
+        """
+        texts = list(dict.fromkeys(asked))
         known = {} if self.cache is None else self.cache.find(texts)
         missing = [text for text in texts if text not in known]
-        beyond = self.truncation.max_length + 1
-        fresh = {text: self._cut(ids, beyond) for text, ids in zip(missing, self._tokenize(missing), strict=True)}
+        fresh = dict(zip(missing, self._tokenize(missing), strict=True))
+        if not self.truncation.is_symmetric:
+            fresh = {text: self._cut(ids, self.truncation.max_length + 1) for text, ids in fresh.items()}
         if self.cache is not None:
             self.cache.add(fresh)
         known |= fresh
-        return [known[text] for text in passages]
+        return [known[text] for text in asked]
 
     def _tokenize(self, texts: Sequence[str]) -> list[Ids]:
         # The fast form leaves out character offsets, which nothing here reads.
