@@ -29,6 +29,7 @@ from crossforge.runtime.console import (
 from crossforge.runtime.profiling.cli import app as profiling_app
 from crossforge.runtime.profiling.tuning_cli import app as tuning_app
 from crossforge.runtime.serving.cli import app as serving_app
+from crossforge.runtime.similarity.cli import app as similarity_app
 
 app = typer.Typer(
     name="crossforge",
@@ -94,7 +95,7 @@ def _version(
         raise typer.Exit
 
 
-for group in (bundle_app, build_app, evaluation_app, runtime_app, profiling_app, tuning_app, serving_app):
+for group in (bundle_app, build_app, evaluation_app, runtime_app, similarity_app, profiling_app, tuning_app, serving_app):
     app.add_typer(group)
 
 

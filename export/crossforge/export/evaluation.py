@@ -89,7 +89,7 @@ def evaluate_bundle(
         )
     pairs = sum(len(record.passages) for record in judged)
     first_stage = {r.qid: {p.id: float(-rank) for rank, p in enumerate(r.passages)} for r in judged}
-    chosen = tuple(precisions or _variants_of(opened.manifest, deployment))
+    chosen = tuple(precisions or choose_variants(opened.manifest, deployment))
     reference = Precision.FP32 if Precision.FP32 in chosen else chosen[0]
     scores: dict[Precision, Scores] = {}
     qualities: dict[Precision, Quality] = {}
@@ -125,7 +125,8 @@ def evaluate_bundle(
     )
 
 
-def _variants_of(manifest: Manifest, deployment: DeploymentProfile | None) -> list[Precision]:
+def choose_variants(manifest: Manifest, deployment: DeploymentProfile | None) -> list[Precision]:
+    """The variants to evaluate: all, or the one that a deployment profile names beside fp32."""
     if deployment is None or deployment.precision is None:
         return list(manifest.variants)
     reference = [Precision.FP32] if Precision.FP32 in manifest.variants else []

@@ -100,9 +100,8 @@ class Truncation:
         """The contract in words."""
         if self.is_symmetric:
             return f"up to {self.max_length} tokens; the longer text gives way on the {self.side}"
-        return (
-            f"up to {self.max_length} tokens; the query keeps {self.query_max_length}, the passage gives way on the {self.side}"
-        )
+        query = f"the query keeps {self.query_max_length}"
+        return f"up to {self.max_length} tokens; {query}, the passage gives way on the {self.side}"
 
     def query_room(self, special_tokens: int) -> int:
         """Most tokens that a query can keep beside so many special tokens and one of the passage."""

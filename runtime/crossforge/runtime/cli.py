@@ -80,7 +80,7 @@ def score(
     with Reranker.load(
         bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
-        _say_what_runs(reranker)
+        say_what_runs(reranker)
         scored = reranker.score_pairs(texts)
         scores = reranker.relevance(scored.logits, activation=activation)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
@@ -95,7 +95,7 @@ def score(
     _say_what_was_cut(int(scored.truncated.sum()), len(texts))
     _say_what_is_unknown(int((scored.unknown_tokens > 0).sum()), len(texts))
     for value, (_, text) in zip(scores.tolist(), texts, strict=True):
-        out.print(f"{value:.6f}\t{escape(_one_line(text))}")
+        out.print(f"{value:.6f}\t{escape(one_line(text))}")
 
 
 @app.command()
@@ -127,7 +127,7 @@ def rank(
     with Reranker.load(
         bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
-        _say_what_runs(reranker)
+        say_what_runs(reranker)
         ranked = reranker.rank(query, [item.text for item in items], top_k=top_k)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     rows = [
@@ -323,7 +323,8 @@ def _engine_table(engines: Sequence[EngineRecord], manifest: Manifest) -> Table:
     return table
 
 
-def _say_what_runs(reranker: Reranker) -> None:
+def say_what_runs(reranker: Reranker) -> None:
+    """Tell on stderr which variant runs where, and why."""
     if reranker.provider_plan and reranker.precision_choice:
         why = "; ".join(reranker.precision_choice.reasons)
         variant = f"{reranker.precision}" + (f" ({why})" if why else "")
@@ -344,5 +345,6 @@ def _say_what_is_unknown(count: int, total: int) -> None:
         )
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A text without line breaks, to stand in a row."""
     return " ".join(text.split())

@@ -139,7 +139,9 @@ class PairTokenizer:
         query_ids = self._tokenize_known(queries) if self.truncation.is_symmetric else self._tokenize(queries)
         passage_ids = self._tokenize_known(passages)
         if self.truncation.is_symmetric:  # what is left of a query depends on its passage: a head for each length of it
-            kept = [self._kept_of_query(len(query_ids[q]), len(ids)) for q, ids in zip(head_of_pair, passage_ids, strict=True)]
+            kept = [
+                self._kept_of_query(len(query_ids[q]), len(ids)) for q, ids in zip(head_of_pair, passage_ids, strict=True)
+            ]
             keys = list(zip(head_of_pair.tolist(), kept, strict=True))
             index_of_head = {key: i for i, key in enumerate(dict.fromkeys(keys))}
             head_of_pair = np.asarray([index_of_head[key] for key in keys], dtype=np.intp)
