@@ -153,7 +153,7 @@ def describe(summary: Summary) -> list[str]:
         )
         if binary.at_threshold is not None:
             lines.append(f"at {_at(binary.at_threshold)}")
-        lines += [f"best {criterion} on these pairs: at {_at(best)}" for criterion, best in binary.best.items()]
+        lines += [f"best {criterion.word} on these pairs: at {_at(best)}" for criterion, best in binary.best.items()]
         lines.append(
             "A threshold that is best on the pairs it is measured on looks better than it is: choose it on others, "
             "with --threshold-from FILE or --held-out 0.5."

@@ -117,7 +117,7 @@ class PairJudge:
         with open_pairs(path, options.format) as other:
             labels = survey_labels(other, where=other.name)
             scores = score_all(reranker, other, activation=options.activation)
-        self._choose(scores, labels, f"{options.criterion} on {other.name}")
+        self._choose(scores, labels, f"{options.criterion.word} on {other.name}")
 
     def _choose_on_part(self, reranker: Reranker, held_out: float) -> None:
         options = self._options
@@ -126,7 +126,7 @@ class PairJudge:
         scores = score_all(reranker, pairs, activation=options.activation)
         count, rest = int(self._tuning.sum()), int((self.labels.judged & ~self._tuning).sum())
         part = Labels(kind=self.labels.kind, values=self.labels.values[self._tuning])
-        self._choose(scores, part, f"{options.criterion} on {count} pairs, the figures are of the other {rest}")
+        self._choose(scores, part, f"{options.criterion.word} on {count} pairs, the figures are of the other {rest}")
 
     def _choose(self, scores: NDArray[np.float64], labels: Labels, where: str) -> None:
         if labels.kind is not LabelKind.BINARY:

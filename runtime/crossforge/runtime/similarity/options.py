@@ -46,6 +46,11 @@ class Criterion(StrEnum):
     F1 = "f1"
     ACCURACY = "accuracy"
 
+    @property
+    def word(self) -> str:
+        """How it is written in a sentence."""
+        return "F1" if self is Criterion.F1 else str(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgingOptions:
