@@ -102,8 +102,7 @@ def evaluate(
 
 def _print_pair_evaluation(evaluation: PairEvaluation) -> None:
     is_binary = evaluation.kind is LabelKind.BINARY
-    threshold = f"F1 at {evaluation.reference}'s threshold"
-    names = ("average precision", threshold, "accuracy", "best F1") if is_binary else ("Spearman", "Pearson")
+    names = ("AP", "F1", "accuracy", "best F1") if is_binary else ("Spearman", "Pearson")
     table = Table("", *names, "change (95 % interval)", "largest diff.", "pairs/s", box=None)
     for name, variant in evaluation.variants.items():
         figures: tuple[float | None, ...] = ()
@@ -119,7 +118,12 @@ def _print_pair_evaluation(evaluation: PairEvaluation) -> None:
         shown = ("-" if figure is None else f"{figure:.4f}" for figure in figures)
         table.add_row(name, *shown, change, f"{variant.largest_difference:.4f}", f"{variant.pairs_per_s:.0f}")
     out.print(table)
-    out.print(f"{evaluation.pairs} pairs; {evaluation.labels}; change of the first column against {evaluation.reference}.")
+    out.print(f"{evaluation.pairs} pairs; {evaluation.labels}; change of {names[0]} against {evaluation.reference}.")
+    if (deployed := evaluation.variants[evaluation.reference].as_deployed) is not None:
+        out.print(
+            f"AP is the average precision; F1 and accuracy are at {deployed.threshold}, where the F1 of "
+            f"{evaluation.reference} is best on these pairs; best F1 is at each variant's own best threshold."
+        )
 
 
 def _figures(quality: Quality) -> tuple[str, str, str]:
