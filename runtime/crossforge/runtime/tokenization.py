@@ -135,7 +135,7 @@ class PairTokenizer:
         for query in queries:
             _check_query(query, "the query")
         for i, passage in enumerate(passages):
-            _check_text(passage, f"passage {i}")
+            check_text(passage, f"passage {i}")
         query_ids = self._tokenize_known(queries) if self.truncation.is_symmetric else self._tokenize(queries)
         passage_ids = self._tokenize_known(passages)
         if self.truncation.is_symmetric:  # what is left of a query depends on its passage: a head for each length of it
@@ -353,12 +353,17 @@ def _check_is_list(value: object, name: str, items: str) -> None:
 
 
 def _check_query(query: object, what: str) -> None:
-    _check_text(query, what)
+    check_text(query, what)
     if not str(query).strip():
         raise InputError(f"{what} is empty", got=repr(query), allowed="a text that is not blank")
 
 
-def _check_text(text: object, what: str) -> None:
+def check_text(text: object, what: str) -> None:
+    """Check that a text can be tokenized.
+
+    Raises:
+        InputError: It is not a string, is longer than :data:`MAX_TEXT_CHARS`, or holds a lone surrogate.
+    """
     if not isinstance(text, str):
         raise InputError(f"{what} is not a string", got=_describe(text), allowed="str")
     if len(text) > MAX_TEXT_CHARS:

@@ -124,6 +124,15 @@ def test_a_threshold_is_chosen_on_pairs_that_are_not_measured(rows: Path) -> Non
     assert judging.threshold == judge(rows, held_out=0.5, seed=3, criterion=Criterion.ACCURACY)[2].threshold
 
 
+@pytest.mark.parametrize(("kept", "message"), [(30, "shrank"), (72, "grew")])
+def test_a_file_that_changes_under_the_reading_is_noticed(rows: Path, kept: int, message: str) -> None:
+    with open_pairs(rows) as pairs, fake_reranker(FakeSession(overlap)) as reranker:
+        judging = PairJudge(pairs)
+        write_rows(rows, (ROWS * 2)[:kept])
+        with pytest.raises(InputError, match=f"{message} while it was read"):
+            list(judging.run(reranker))
+
+
 def test_a_split_has_both_kinds_on_both_sides() -> None:
     labels = np.asarray([np.nan, *[1.0] * 3, *[0.0] * 10])
     chosen = split(labels, 0.01, seed=0)

@@ -93,6 +93,8 @@ class PairJudge:
             self._text1_truncated += row.text1_truncated
             self._mostly_unknown += row.mostly_unknown
             yield row, marked
+        if np.isnan(self._scores).any():
+            raise InputError(f"{self._file.name} shrank while it was read")
 
     def summarize(self) -> Summary:
         """The figures, once all pairs have been scored."""

@@ -50,7 +50,7 @@ def survey_labels(pairs: Iterable[TextPair], kind: LabelKind | None = None, *, w
     Raises:
         InputError: There is no pair, a label does not suit ``kind``, or all labels are alike.
     """
-    values = np.asarray([np.nan if pair.label is None else pair.label for pair in pairs], dtype=np.float64)
+    values = np.fromiter((np.nan if pair.label is None else pair.label for pair in pairs), dtype=np.float64)
     if not len(values):
         raise InputError(f"{where} holds no pair")
     known = values[~np.isnan(values)]

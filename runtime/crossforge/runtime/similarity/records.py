@@ -17,6 +17,7 @@ from typing import BinaryIO
 from crossforge.profiles import InputError
 from crossforge.runtime.records import STDIN
 from crossforge.runtime.similarity.options import PairFormat, Quoting
+from crossforge.runtime.tokenization import check_text
 
 TEXT_COLUMNS = (("text1", "text2"), ("sentence1", "sentence2"), ("question1", "question2"), ("query", "passage"))
 LABEL_COLUMNS = ("label", "score", "is_duplicate")
@@ -196,6 +197,7 @@ def _make_pair(line: int, where: str, texts: Sequence[tuple[str, object]], label
     for name, text in texts:
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{where}: {name!r} is not a text", got=f"{text!r:.60}", allowed="a string that is not blank")
+        check_text(text, f"{where}: {name!r}")
     first, second = (str(text) for _, text in texts)
     return TextPair(line=line, text1=first, text2=second, label=None if label is None else _read_label(*label, where))
 
