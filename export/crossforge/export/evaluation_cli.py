@@ -118,7 +118,7 @@ def _print_pair_evaluation(evaluation: PairEvaluation) -> None:
         shown = ("-" if figure is None else f"{figure:.4f}" for figure in figures)
         table.add_row(name, *shown, change, f"{variant.largest_difference:.4f}", f"{variant.pairs_per_s:.0f}")
     out.print(table)
-    out.print(f"{evaluation.pairs} pairs; {evaluation.labels}; change of {names[0]} against {evaluation.reference}.")
+    out.print(f"{evaluation.pairs} pairs; labels: {evaluation.labels}; change of {names[0]} against {evaluation.reference}.")
     if (deployed := evaluation.variants[evaluation.reference].as_deployed) is not None:
         out.print(
             f"AP is the average precision; F1 and accuracy are at {deployed.threshold}, where the F1 of "

@@ -97,7 +97,7 @@ def test_marks_and_figures_are_of_the_threshold(rows: Path) -> None:
     _, marks, judging = judge(rows, threshold=0.9)
     assert marks == [row["label"] == 1 for row in ROWS]
     summary = judging.summarize()
-    assert (summary.pairs, summary.marked, summary.labels) == (36, 6, "labels: binary, every one is 0 or 1")
+    assert (summary.pairs, summary.marked, summary.labels) == (36, 6, "binary, every one is 0 or 1")
     assert summary.binary is not None
     assert summary.binary.at_threshold is not None
     assert (summary.binary.average_precision, summary.binary.at_threshold.f1) == (1, 1)

@@ -90,7 +90,7 @@ def test_standard_input_and_pipes_can_be_read_twice(monkeypatch: pytest.MonkeyPa
         ("a.jsonl", '{"text1": "a", "text2": 3}', "line 1: 'text2' is not a text; got 3"),
         ("a.jsonl", '{"text1": " ", "text2": "b"}', "line 1: 'text1' is not a text"),
         ("a.jsonl", '{"text1": "a", "text2": "\\ud800"}', "line 1: 'text2' is not valid Unicode"),
-        ("a.csv", "text1,text2\na," + "b" * 131_073, "line 2: not a row .field larger than field limit"),
+        ("a.csv", "text1,text2\na," + "b" * 131_073, "line 2: not a row .field larger than field limit.*as JSON lines"),
         ("a.jsonl", '{"text1": "a", "text2": "' + "b" * 500_001 + '"}', "line 1: 'text2' is too long"),
         ("a.jsonl", '{"text1": "a", "text2": "b", "label": "yes"}', "line 1: 'label' is not a number; got 'yes'"),
         ("a.jsonl", '{"text1": "a", "text2": "b", "label": NaN}', "line 1: 'label' is not a number"),
@@ -123,14 +123,14 @@ def labelled(*labels: float | None) -> list[TextPair]:
 @pytest.mark.parametrize(
     ("labels", "kind", "words"),
     [
-        ((0, 1, 1), LabelKind.BINARY, "labels: binary, every one is 0 or 1"),
+        ((0, 1, 1), LabelKind.BINARY, "binary, every one is 0 or 1"),
         (
             (0, 1, None),
             LabelKind.BINARY,
             "every one is 0 or 1; 1 of 3 pairs have none and are left out of the figures",
         ),
-        ((0, 0.5, 1), LabelKind.GRADED, "labels: graded, 0 to 1"),
-        ((None, None), None, "labels: none"),
+        ((0, 0.5, 1), LabelKind.GRADED, "graded, 0 to 1"),
+        ((None, None), None, "none"),
     ],
 )
 def test_labels_are_binary_if_every_one_is_0_or_1(

@@ -141,7 +141,7 @@ def pairs(
 
 def describe(summary: Summary) -> list[str]:
     """A summary in lines."""
-    lines = [f"{summary.pairs} pairs; {summary.labels}"]
+    lines = [f"{summary.pairs} pairs; labels: {summary.labels}"]
     if summary.threshold is not None:
         lines.append(f"{summary.marked} score {summary.threshold} or more ({summary.threshold_source})")
     if summary.graded is not None:

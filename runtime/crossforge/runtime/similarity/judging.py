@@ -59,7 +59,9 @@ class PairJudge:
         self._options = options = options or JudgingOptions()
         self.labels = survey_labels(file, options.labels, where=file.name)
         if options.held_out is not None and self.labels.kind is not LabelKind.BINARY:
-            raise InputError(f"{file.name} has no binary labels to choose a threshold on", got=self.labels.describe())
+            raise InputError(
+                f"{file.name} has no binary labels to choose a threshold on", got=f"labels: {self.labels.describe()}"
+            )
         column = options.format.label_column
         if column is not None and not self.labels.judged.any() and options.labels is not LabelKind.IGNORE:
             raise InputError(f"no pair of {file.name} has a label", got=f"--label-column {column}")
@@ -133,7 +135,7 @@ class PairJudge:
     def _choose(self, scores: NDArray[np.float64], labels: Labels, where: str) -> None:
         if labels.kind is not LabelKind.BINARY:
             raise InputError(
-                "a threshold is chosen on binary labels", got=f"{where}: {labels.describe()}", allowed="0 and 1"
+                "a threshold is chosen on binary labels", got=f"{where}: labels {labels.describe()}", allowed="0 and 1"
             )
         judged = labels.judged
         self.threshold = best_threshold(scores[judged], labels.values[judged], self._options.criterion).threshold

@@ -33,10 +33,10 @@ class Labels:
         missing = len(self.values) - int(self.judged.sum())
         rest = f"; {missing} of {len(self.values)} pairs have none and are left out of the figures" if missing else ""
         if self.kind is LabelKind.BINARY:
-            return f"labels: binary, every one is 0 or 1{rest}"
+            return f"binary, every one is 0 or 1{rest}"
         if self.kind is LabelKind.GRADED:
-            return f"labels: graded, {np.nanmin(self.values):g} to {np.nanmax(self.values):g}{rest}"
-        return "labels: none"
+            return f"graded, {np.nanmin(self.values):g} to {np.nanmax(self.values):g}{rest}"
+        return "none"
 
 
 def survey_labels(pairs: Iterable[TextPair], kind: LabelKind | None = None, *, where: str = "the file") -> Labels:

@@ -129,9 +129,9 @@ def _read_table(file: PairFile, stream: BinaryIO) -> Iterator[TextPair]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise InputError(
-                f"{file.name}, line {reader.line_num}: not a row ({error})", fix=_other_quoting(quoting)
-            ) from error
+            # The csv module's limit is one of the process; a text that long is better off without a table.
+            fix = "Write such texts as JSON lines." if "field limit" in str(error) else _other_quoting(quoting)
+            raise InputError(f"{file.name}, line {reader.line_num}: not a row ({error})", fix=fix) from error
         if row is None:
             break
         where = f"{file.name}, line {reader.line_num}"
