@@ -103,6 +103,18 @@ class Truncation:
         query = f"the query keeps {self.query_max_length}"
         return f"up to {self.max_length} tokens; {query}, the passage gives way on the {self.side}"
 
+    def kept_of_query(self, query_tokens: int, passage_tokens: int, special_tokens: int) -> int:
+        """How many of its tokens a query keeps beside a passage and special tokens; the passage has the rest of the room."""
+        if self.query_max_length is not None:
+            return min(query_tokens, self.query_max_length)
+        room = self.max_length - special_tokens
+        if query_tokens + passage_tokens <= room:
+            return query_tokens
+        # As the tokenizers package counts for longest_first: of an odd room the longer text has one token more, and of
+        # two that are equally long the second.
+        kept_of_shorter = min(query_tokens, passage_tokens, room // 2)
+        return kept_of_shorter if query_tokens <= passage_tokens else room - kept_of_shorter
+
     def query_room(self, special_tokens: int) -> int:
         """Most tokens that a query can keep beside so many special tokens and one of the passage."""
         return self.max_length - special_tokens - 1 if self.query_max_length is None else self.query_max_length

@@ -95,7 +95,7 @@ def score(
     _say_what_was_cut(int(scored.truncated.sum()), len(texts))
     _say_what_is_unknown(int((scored.unknown_tokens > 0).sum()), len(texts))
     for value, (_, text) in zip(scores.tolist(), texts, strict=True):
-        out.print(f"{value:.6f}\t{escape(one_line(text))}")
+        out.print(f"{value:.6f}\t{escape(_one_line(text))}")
 
 
 @app.command()
@@ -346,6 +346,5 @@ def _say_what_is_unknown(count: int, total: int) -> None:
         )
 
 
-def one_line(text: str) -> str:
-    """A text without line breaks, to stand in a row."""
+def _one_line(text: str) -> str:
     return " ".join(text.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ class PairTokenizer:
             if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
                 raise InputError(f"pair {i} is not a pair", got=_describe(pair), allowed="(query, passage)")
             query, passage = pair
-            _check_query(query, f"the query of pair {i}")
+            check_query(query, f"the query of pair {i}")
             head_of_pair[i] = index_of_query.setdefault(query, len(index_of_query))
             passages.append(passage)
         return self._encode(list(index_of_query), passages, head_of_pair)
@@ -133,23 +134,21 @@ class PairTokenizer:
         max_passage_tokens: int | None = None,
     ) -> EncodedPairs:
         for query in queries:
-            _check_query(query, "the query")
+            check_query(query, "the query")
         for i, passage in enumerate(passages):
             check_text(passage, f"passage {i}")
-        query_ids = self._tokenize_known(queries) if self.truncation.is_symmetric else self._tokenize(queries)
-        passage_ids = self._tokenize_known(passages)
+        query_ids = self._tokenize(queries)
+        passage_ids = self._tokenize_passages(passages)
+
         if self.truncation.is_symmetric:  # what is left of a query depends on its passage: a head for each length of it
-            kept = [
-                self._kept_of_query(len(query_ids[q]), len(ids)) for q, ids in zip(head_of_pair, passage_ids, strict=True)
-            ]
-            keys = list(zip(head_of_pair.tolist(), kept, strict=True))
+            lengths_of_pair = zip(head_of_pair.tolist(), passage_ids, strict=True)
+            keys = [(q, self._kept_of_query(len(query_ids[q]), len(ids))) for q, ids in lengths_of_pair]
             index_of_head = {key: i for i, key in enumerate(dict.fromkeys(keys))}
             head_of_pair = np.asarray([index_of_head[key] for key in keys], dtype=np.intp)
-            queries = [queries[q] for q, _ in index_of_head]
-            query_ids, limits = [query_ids[q] for q, _ in index_of_head], [keep for _, keep in index_of_head]
+            queries, query_ids = [queries[q] for q, _ in index_of_head], [query_ids[q] for q, _ in index_of_head]
+            limits = [keep for _, keep in index_of_head]
         else:
             limits = [self._kept_of_query(len(ids), 0) for ids in query_ids]
-
         kept_queries = [self._cut(ids, limit) for ids, limit in zip(query_ids, limits, strict=True)]
         heads = tuple(np.concatenate([self._prefix, ids, self._separator]) for ids in kept_queries)
         query_cut = np.asarray([len(kept) < len(ids) for kept, ids in zip(kept_queries, query_ids, strict=True)], dtype=bool)
@@ -196,16 +195,7 @@ class PairTokenizer:
 
     def _kept_of_query(self, query_tokens: int, passage_tokens: int) -> int:
         """How many of its tokens a query keeps beside a passage, which has the rest of the room."""
-        truncation = self.truncation
-        if truncation.query_max_length is not None:
-            return min(query_tokens, truncation.query_max_length)
-        room = truncation.max_length - self.template.special_token_count
-        if query_tokens + passage_tokens <= room:
-            return query_tokens
-        # As the tokenizers package counts for longest_first: of an odd room the longer text has one token more, and of
-        # two that are equally long the second.
-        kept_of_shorter = min(query_tokens, passage_tokens, room // 2)
-        return kept_of_shorter if query_tokens <= passage_tokens else room - kept_of_shorter
+        return self.truncation.kept_of_query(query_tokens, passage_tokens, self.template.special_token_count)
 
     def _count_unknown(self, texts: Sequence[Ids]) -> NDArray[np.int32]:
         """Unknown tokens of each text: int32 [texts]."""
@@ -217,22 +207,20 @@ class PairTokenizer:
         owners = np.searchsorted(ends, places, side="right")
         return np.bincount(owners, minlength=len(texts)).astype(np.int32)
 
-    def _tokenize_known(self, asked: Sequence[str]) -> list[Ids]:
-        """Ids of each text, through the cache: each text is tokenized once.
+    def _tokenize_passages(self, passages: Sequence[str]) -> list[Ids]:
+        """Ids of each passage, and no more than one beyond what the model can read: each text is tokenized once.
 
-        Where the query has its own limit, there are no more of them than one beyond what the model can read. Where the
-        longer text gives way, which one is longer must still be seen.
+        Where the longer text gives way, all of them: which one is longer must still be seen.
         """
-        texts = list(dict.fromkeys(asked))
+        texts = list(dict.fromkeys(passages))
         known = {} if self.cache is None else self.cache.find(texts)
         missing = [text for text in texts if text not in known]
-        fresh = dict(zip(missing, self._tokenize(missing), strict=True))
-        if not self.truncation.is_symmetric:
-            fresh = {text: self._cut(ids, self.truncation.max_length + 1) for text, ids in fresh.items()}
+        beyond = sys.maxsize if self.truncation.is_symmetric else self.truncation.max_length + 1
+        fresh = {text: self._cut(ids, beyond) for text, ids in zip(missing, self._tokenize(missing), strict=True)}
         if self.cache is not None:
             self.cache.add(fresh)
         known |= fresh
-        return [known[text] for text in asked]
+        return [known[text] for text in passages]
 
     def _tokenize(self, texts: Sequence[str]) -> list[Ids]:
         # The fast form leaves out character offsets, which nothing here reads.
@@ -352,14 +340,19 @@ def _check_is_list(value: object, name: str, items: str) -> None:
         raise InputError(f"{name} must be a list", got=_describe(value), allowed=f"a list or tuple of {items}")
 
 
-def _check_query(query: object, what: str) -> None:
+def check_query(query: object, what: str) -> None:
+    """Make sure that a query can be used.
+
+    Raises:
+        InputError: It is blank, or as :func:`check_text`.
+    """
     check_text(query, what)
     if not str(query).strip():
         raise InputError(f"{what} is empty", got=repr(query), allowed="a text that is not blank")
 
 
 def check_text(text: object, what: str) -> None:
-    """Check that a text can be tokenized.
+    """Make sure that a text can be used.
 
     Raises:
         InputError: It is not a string, is longer than :data:`MAX_TEXT_CHARS`, or holds a lone surrogate.

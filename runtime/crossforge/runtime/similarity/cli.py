@@ -17,7 +17,6 @@ from crossforge.runtime.cli import (
     PrecisionOption,
     ProviderOption,
     StrictOption,
-    one_line,
     read_deployment,
     say_what_runs,
 )
@@ -188,7 +187,7 @@ def _table_line(row: ScoredPair, marked: bool | None, width: int) -> str:
     label = "" if row.pair.label is None else f"{row.pair.label:g}"
     start = f"{row.score:9.4f} {'=' if marked else ' '} {label:>4}  "
     most = max(10, (width - len(start) - 3) // 2)
-    texts = (one_line(text) for text in (row.pair.text1, row.pair.text2))
+    texts = (" ".join(text.split()) for text in (row.pair.text1, row.pair.text2))
     first, second = (text if len(text) <= most else f"{text[: most - 1]}…" for text in texts)
     return f"{start}{first:<{most}} | {second}"
 
