@@ -71,6 +71,9 @@ def export(
     query_max_length: Annotated[
         int | None, typer.Option(help="Tokens that a query keeps; the passage gives way.", show_default="64")
     ] = None,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="Neither text is a query (similarity, duplicates): the longer one gives way.")
+    ] = False,
     activation: Annotated[
         Activation | None, typer.Option(help="What predict() applies.", show_default="as the checkpoint says")
     ] = None,
@@ -98,6 +101,7 @@ def export(
             revision=revision,
             max_length=max_length,
             query_max_length=query_max_length,
+            symmetric=symmetric,
             activation=activation,
             ranking_label=ranking_label,
             trust_remote_code=trust_remote_code,

@@ -52,6 +52,11 @@ def _inputs(source: LoadedSource, encodings: Sequence[Encoding]) -> dict[str, to
 def _encode(source: LoadedSource, query: str, passage: str) -> Encoding:
     """A pair as the tokenizer's post-processor joins it, after each text was cut, by tokens, to what the contract keeps."""
     backend, truncation = source.tokenizer.backend_tokenizer, source.truncation
+    if truncation.query_max_length is None:
+        backend.enable_truncation(truncation.max_length, strategy="longest_first", direction=truncation.side)
+        pair: Encoding = backend.encode(query, passage)
+        backend.no_truncation()
+        return pair
     first: Encoding = backend.encode(query, add_special_tokens=False)
     first.truncate(truncation.query_max_length, direction=truncation.side)
     second: Encoding = backend.encode(passage, add_special_tokens=False)

@@ -53,12 +53,22 @@ class SourceOptions:
     """Tokens of a pair, special tokens included; None takes the model's own limit."""
     query_max_length: int | None = None
     """Tokens that a query keeps; None takes 64, or less where a pair is short."""
+    symmetric: bool = False
+    """Neither text is a query: of a pair that is too long the longer text gives way."""
     activation: Activation | None = None
     ranking_label: int | None = None
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint."""
     allow_pickle: bool = False
     """Read weights from pickle files, which can run code when they are read."""
+
+    def __post_init__(self) -> None:
+        if self.symmetric and self.query_max_length is not None:
+            raise InputError(
+                "two texts of equal standing have no query",
+                got=f"symmetric and query_max_length {self.query_max_length}",
+                allowed="one of the two",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,7 +376,7 @@ def _read_truncation(
     if not 0 < query_max_length <= room:
         raise SourceError("query_max_length leaves no room for a passage", got=query_max_length, allowed=f"1 to {room}")
     side = TruncationSide(str(getattr(tokenizer, "truncation_side", "right")))
-    return Truncation(max_length=max_length, query_max_length=query_max_length, side=side)
+    return Truncation(max_length=max_length, query_max_length=None if options.symmetric else query_max_length, side=side)
 
 
 def _read_text_truncation(

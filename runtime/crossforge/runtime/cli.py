@@ -80,7 +80,7 @@ def score(
     with Reranker.load(
         bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
-        _say_what_runs(reranker)
+        say_what_runs(reranker)
         scored = reranker.score_pairs(texts)
         scores = reranker.relevance(scored.logits, activation=activation)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
@@ -127,7 +127,7 @@ def rank(
     with Reranker.load(
         bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
-        _say_what_runs(reranker)
+        say_what_runs(reranker)
         ranked = reranker.rank(query, [item.text for item in items], top_k=top_k)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     rows = [
@@ -307,8 +307,7 @@ def read_deployment(path: Path | None) -> DeploymentProfile | None:
 def _describe_pairs(manifest: Manifest) -> dict[str, str]:
     scoring, truncation = manifest.scoring, manifest.truncation
     return {
-        "pair": f"up to {truncation.max_length} tokens; the query keeps {truncation.query_max_length}, "
-        f"the passage gives way on the {truncation.side}",
+        "pair": truncation.describe(),
         "labels": f"{', '.join(scoring.labels)}; ranks by "
         + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
         "activation": scoring.activation,
@@ -348,7 +347,8 @@ def _engine_table(engines: Sequence[EngineRecord], manifest: Manifest) -> Table:
     return table
 
 
-def _say_what_runs(reranker: Reranker) -> None:
+def say_what_runs(reranker: Reranker) -> None:
+    """Tell on stderr which variant runs where, and why."""
     if reranker.provider_plan and reranker.precision_choice:
         why = "; ".join(reranker.precision_choice.reasons)
         variant = f"{reranker.precision}" + (f" ({why})" if why else "")
