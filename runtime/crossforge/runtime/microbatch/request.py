@@ -29,6 +29,8 @@ class Request:
     future: Future[ScoredPairs]
     expires_at: float | None
     """On the batcher's clock, in seconds, as all times here."""
+    ranking_label: int | None = None
+    """The label that chooses among the windows of a passage, where there are any."""
     submitted_at: float = 0.0
     encoding_at: float = 0.0
     encoded_at: float = 0.0
@@ -76,7 +78,7 @@ class Request:
     def result(self, now: float) -> ScoredPairs:
         """The answer, once no pair is pending."""
         asked = self.asked
-        return ScoredPairs(
+        scored = ScoredPairs(
             logits=self.logits[self._position],
             truncated=asked.truncated,
             query_truncated=asked.query_truncated,
@@ -87,6 +89,9 @@ class Request:
             padding_waste=1.0 - float(self.pairs.lengths.sum()) / self.padded_tokens if self.padded_tokens else 0.0,
             times=self.times(now),
         )
+        if asked.windows is None or self.ranking_label is None:
+            return scored
+        return scored.choose_windows(asked.windows, self.ranking_label)
 
 
 @dataclass(frozen=True, kw_only=True)
