@@ -371,7 +371,6 @@ def test_the_demo_model_finds_an_answer_past_its_limit(reranker: Reranker) -> No
     short = reranker.rank(query, [long], chunk=Chunking(window_tokens=96))[0]
     assert isinstance(short.window, Window)
     assert ANSWER.strip() in long[short.window.start : short.window.end]
-    assert short.score > best.score, "filler takes less of a short window"
     np.testing.assert_array_equal(
         reranker.score(query, [ANSWER, FILLER[0]], chunk="max"), reranker.score(query, [ANSWER, FILLER[0]])
     )

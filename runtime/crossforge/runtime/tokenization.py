@@ -18,6 +18,8 @@ MAX_TEXT_CHARS = 500_000
 """Longest text that is accepted. A model reads a few thousand characters of it; more is a file passed by mistake."""
 _NO_CHARACTER = "\U0010ffff"
 """Unicode will never assign it."""
+_WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What sentencepiece puts before a word; a token of its own before a word that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ class PairTokenizer:
         self._prefix = np.asarray(template.prefix.ids, dtype=np.int32)
         self._separator = np.asarray(template.separator.ids, dtype=np.int32)
         self._unknown_id = find_unknown_id(tokenizer)
+        self._word_mark_id = tokenizer.token_to_id(_WORD_MARK)
 
     @classmethod
     def from_file(
@@ -184,7 +187,7 @@ class PairTokenizer:
         suffix = len(self.template.suffix.ids)
         lengths = [len(heads[h]) + len(ids) + suffix for ids, h in zip(kept_passages, head_of_pair, strict=True)]
         unknown_in_queries, unknown_in_passages = self._count_unknown(kept_queries), self._count_unknown(kept_passages)
-        mostly_unknown_queries = _are_mostly_unknown(queries, kept_queries, unknown_in_queries)
+        mostly_unknown_queries = self._are_mostly_unknown(queries, kept_queries, unknown_in_queries)
         pairs = EncodedPairs(
             heads=heads,
             head_of_pair=head_of_pair,
@@ -193,7 +196,7 @@ class PairTokenizer:
             truncated=passage_cut | query_truncated,
             query_truncated=query_truncated,
             unknown_tokens=unknown_in_passages + unknown_in_queries[head_of_pair],
-            mostly_unknown=_are_mostly_unknown(passages, kept_passages, unknown_in_passages)
+            mostly_unknown=self._are_mostly_unknown(passages, kept_passages, unknown_in_passages)
             | mostly_unknown_queries[head_of_pair],
         )
         if chunking is None:
@@ -225,6 +228,23 @@ class PairTokenizer:
         ends = np.cumsum([len(ids) for ids in texts])
         owners = np.searchsorted(ends, places, side="right")
         return np.bincount(owners, minlength=len(texts)).astype(np.int32)
+
+    def _are_mostly_unknown(
+        self, texts: Sequence[str], kept: Sequence[Ids], unknown: NDArray[np.int32]
+    ) -> NDArray[np.bool_]:
+        """Whether more than half of each text's tokens are unknown, its symbols left out: bool [texts].
+
+        Emoji are unknown to most vocabularies and say little; a script that a vocabulary lacks leaves nothing to score.
+        """
+        lengths = np.asarray([len(ids) for ids in kept], dtype=np.int32)
+        for i in np.flatnonzero(unknown).tolist() if self._word_mark_id is not None else ():
+            ids = kept[i]
+            lengths[i] -= np.count_nonzero((ids[:-1] == self._word_mark_id) & (ids[1:] == self._unknown_id))
+        mostly = 2 * unknown > lengths
+        for i in np.flatnonzero(mostly).tolist():
+            symbols = sum(not (word.isascii() or any(char.isalnum() for char in word)) for word in texts[i].split())
+            mostly[i] = 2 * (unknown[i] - symbols) > lengths[i] - symbols
+        return mostly
 
     def _tokenize_passages(self, passages: Sequence[str]) -> list[Ids]:
         """Ids of each passage, and no more than one beyond what the model can read: each text is tokenized once."""
@@ -262,19 +282,6 @@ def _read_span(encoding: Encoding, keep: int, characters: int, side: TruncationS
     if side is TruncationSide.RIGHT:
         return 0, int(min(encoding.offsets[keep - 1][1], encoding.offsets[keep][0]))
     return int(max(encoding.offsets[-keep][0], encoding.offsets[-keep - 1][1])), characters
-
-
-def _are_mostly_unknown(texts: Sequence[str], kept: Sequence[Ids], unknown: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Whether more than half of each text's tokens are unknown, its symbols left out: bool [texts].
-
-    Emoji are unknown to most vocabularies and say little; a script that a vocabulary lacks leaves nothing to score.
-    """
-    lengths = np.asarray([len(ids) for ids in kept], dtype=np.int32)
-    mostly = 2 * unknown > lengths
-    for i in np.flatnonzero(mostly).tolist():
-        symbols = sum(not (word.isascii() or any(char.isalnum() for char in word)) for word in texts[i].split())
-        mostly[i] = 2 * (unknown[i] - symbols) > lengths[i] - symbols
-    return mostly
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
