@@ -23,7 +23,7 @@ from crossforge.profiles import (
     Precision,
     ProviderFallbackWarning,
 )
-from crossforge.runtime.activation import Floats, activate, relevance
+from crossforge.runtime.activation import Floats, activate, parse_activation, relevance
 from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
@@ -246,7 +246,7 @@ class Reranker:
         """
         scored = self.score_pairs(pairs)
         warn_of_losses(scored)
-        scores = activate(scored.logits, self._activation(activation))
+        scores = activate(scored.logits, parse_activation(activation, self.manifest.scoring.activation))
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
     def rank(
@@ -305,19 +305,8 @@ class Reranker:
         with self._timed("postprocess"):
             logits = logits[distinct.position]
             check_finite(logits, self.precision)
-            scored = ScoredPairs(
-                logits=logits,
-                truncated=pairs.truncated,
-                query_truncated=pairs.query_truncated,
-                unknown_tokens=pairs.unknown_tokens,
-                mostly_unknown=pairs.mostly_unknown,
-                token_counts=pairs.lengths,
-                batches=len(plans),
-                padding_waste=padding_waste(plans, distinct.pairs.lengths),
-            )
-            if pairs.windows is None or ranking_label is None:
-                return scored
-            return scored.choose_windows(pairs.windows, ranking_label)
+            waste = padding_waste(plans, distinct.pairs.lengths)
+            return ScoredPairs.of(pairs, logits, batches=len(plans), padding_waste=waste, ranking_label=ranking_label)
 
     @property
     def ranking_label(self) -> int:
@@ -342,7 +331,9 @@ class Reranker:
             InputError: No label of the model ranks.
         """
         label = self.ranking_label
-        return relevance(logits, label) if activation is None else activate(logits, self._activation(activation))[:, label]
+        if activation is None:
+            return relevance(logits, label)
+        return activate(logits, parse_activation(activation, self.manifest.scoring.activation))[:, label]
 
     def compute_logits(
         self,
@@ -427,11 +418,3 @@ class Reranker:
     def _encode(self, query: str, passages: Sequence[str], chunk: Chunking | str | None) -> EncodedPairs:
         with self._timed("tokenize"):
             return self.tokenizer.encode(query, passages, chunk=chunk)
-
-    def _activation(self, activation: Activation | str | None) -> Activation:
-        if activation is None:
-            return self.manifest.scoring.activation
-        try:
-            return Activation(activation)
-        except ValueError:
-            raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from crossforge.profiles import NonFiniteLogitsError, Precision, TruncationWarning, UnknownTokensWarning
 from crossforge.runtime.activation import Floats, relevance
 from crossforge.runtime.timing import RequestTimes
+from crossforge.runtime.tokenization import EncodedPairs
 from crossforge.runtime.windows import PassageWindows, Window
 
 
@@ -38,6 +39,33 @@ class ScoredPairs:
     """Where the time went, if a micro-batcher scored them."""
     windows: tuple[Window | None, ...] | None = None
     """The window that gave each pair's logits, None where its passage fits: [n]. None if passages were not to be split."""
+
+    @classmethod
+    def of(
+        cls,
+        asked: EncodedPairs,
+        logits: Floats,
+        *,
+        batches: int,
+        padding_waste: float,
+        ranking_label: int | None,
+        times: RequestTimes | None = None,
+    ) -> ScoredPairs:
+        """What was computed of the pairs that were asked for, float32 [n, labels]; ``ranking_label`` chooses windows."""
+        scored = cls(
+            logits=logits,
+            truncated=asked.truncated,
+            query_truncated=asked.query_truncated,
+            unknown_tokens=asked.unknown_tokens,
+            mostly_unknown=asked.mostly_unknown,
+            token_counts=asked.lengths,
+            batches=batches,
+            padding_waste=padding_waste,
+            times=times,
+        )
+        if asked.windows is None or ranking_label is None:
+            return scored
+        return scored.choose_windows(asked.windows, ranking_label)
 
     def choose_windows(self, windows: PassageWindows, ranking_label: int) -> ScoredPairs:
         """Make of one row a window one row a pair: that of the window which ranks best.

@@ -77,21 +77,14 @@ class Request:
 
     def result(self, now: float) -> ScoredPairs:
         """The answer, once no pair is pending."""
-        asked = self.asked
-        scored = ScoredPairs(
-            logits=self.logits[self._position],
-            truncated=asked.truncated,
-            query_truncated=asked.query_truncated,
-            unknown_tokens=asked.unknown_tokens,
-            mostly_unknown=asked.mostly_unknown,
-            token_counts=asked.lengths,
+        return ScoredPairs.of(
+            self.asked,
+            self.logits[self._position],
             batches=self.batches,
             padding_waste=1.0 - float(self.pairs.lengths.sum()) / self.padded_tokens if self.padded_tokens else 0.0,
+            ranking_label=self.ranking_label,
             times=self.times(now),
         )
-        if asked.windows is None or self.ranking_label is None:
-            return scored
-        return scored.choose_windows(asked.windows, self.ranking_label)
 
 
 @dataclass(frozen=True, kw_only=True)
