@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crossforge.profiles import Activation, DeploymentProfile, EngineRecord, InputError, Manifest
+from crossforge.profiles import Activation, DeploymentProfile, Embedding, EngineRecord, InputError, Manifest
 from crossforge.runtime.console import (
     DebugOption,
     JsonOption,
@@ -192,16 +192,11 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpt
     if as_json:
         print_json({**vars(manifest), "engines": engines})
         return
-    scoring, truncation = manifest.scoring, manifest.truncation
     facts = {
         "source": manifest.source.id + (f" at {manifest.source.revision}" if manifest.source.revision else ""),
         "architecture": manifest.architecture,
         "inputs": ", ".join(manifest.input_names),
-        "pair": f"up to {truncation.max_length} tokens; the query keeps {truncation.query_max_length}, "
-        f"the passage gives way on the {truncation.side}",
-        "labels": f"{', '.join(scoring.labels)}; ranks by "
-        + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
-        "activation": scoring.activation,
+        **(_describe_pairs(manifest) if manifest.embedding is None else _describe_texts(manifest, manifest.embedding)),
         "golden pairs": str(len(manifest.golden)),
         **({"vocabulary": str(manifest.trimmed)} if manifest.trimmed else {}),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
@@ -330,6 +325,34 @@ def doctor(
 def read_deployment(path: Path | None) -> DeploymentProfile | None:
     """The deployment profile that a command was given, if it was given one."""
     return None if path is None else DeploymentProfile.from_toml(path)
+
+
+def _describe_pairs(manifest: Manifest) -> dict[str, str]:
+    scoring, truncation = manifest.scoring, manifest.truncation
+    return {
+        "pair": f"up to {truncation.max_length} tokens; the query keeps {truncation.query_max_length}, "
+        f"the passage gives way on the {truncation.side}",
+        "labels": f"{', '.join(scoring.labels)}; ranks by "
+        + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
+        "activation": scoring.activation,
+    }
+
+
+def _describe_texts(manifest: Manifest, embedding: Embedding) -> dict[str, str]:
+    steps = [
+        f"{' and '.join(embedding.pooling)} pooling",
+        *embedding.dense,
+        *(["normalized"] if embedding.normalize else []),
+    ]
+    prompts = [
+        f"{name} {text!r}" + (" (default)" if name == embedding.default_prompt else "")
+        for name, text in embedding.prompts.items()
+    ]
+    return {
+        "text": f"up to {manifest.truncation.max_length} tokens; the {manifest.truncation.side} gives way",
+        "embedding": f"{embedding.dimension} dimensions; {', '.join(steps)}; compared by {embedding.similarity}",
+        "prompts": ", ".join(prompts) or "none",
+    }
 
 
 def _chunking(pooling: Pooling | None, overlap: float | None, window: int | None) -> Chunking | None:

@@ -148,6 +148,19 @@ class PairTokenizer:
             passages.append(passage)
         return self._encode(list(index_of_query), passages, head_of_pair, chunking=Chunking.parse(chunk))
 
+    def encode_texts(self, texts: Sequence[str]) -> EncodedPairs:
+        """Encode texts by themselves, as a bi-encoder reads them: as passages without a query.
+
+        The template must be one of texts, from :func:`derive_text_template`.
+
+        Raises:
+            InputError: A text is not a string, is longer than :data:`MAX_TEXT_CHARS`, or holds a lone surrogate.
+        """
+        _check_is_list(texts, "texts", "strings")
+        for i, text in enumerate(texts):
+            _check_text(text, f"text {i}")
+        return self._encode_checked([""], texts, np.zeros(len(texts), dtype=np.intp))
+
     def _encode(
         self,
         queries: list[str],
@@ -160,6 +173,16 @@ class PairTokenizer:
             _check_query(query, "the query")
         for i, passage in enumerate(passages):
             _check_text(passage, f"passage {i}")
+        return self._encode_checked(queries, passages, head_of_pair, max_passage_tokens, chunking)
+
+    def _encode_checked(
+        self,
+        queries: list[str],
+        passages: Sequence[str],
+        head_of_pair: NDArray[np.intp],
+        max_passage_tokens: int | None = None,
+        chunking: Chunking | None = None,
+    ) -> EncodedPairs:
         query_ids = self._tokenize(queries)
         passage_ids = self._tokenize_passages(passages)
 
@@ -340,6 +363,38 @@ def derive_pair_template(tokenizer: Tokenizer) -> PairTemplate:
         suffix=special(suffix),
         query_type_id=query_types.pop(),
         passage_type_id=passage_types.pop(),
+    )
+
+
+def derive_text_template(tokenizer: Tokenizer) -> PairTemplate:
+    """Find out what a tokenizer's post-processor puts around a single text: the template of a pair without a query.
+
+    Raises:
+        ManifestError: The result is not ``prefix text suffix`` with one segment id.
+    """
+    probe = tokenizer.encode("a")
+    text = [i for i, sequence in enumerate(probe.sequence_ids) if sequence == 0]
+    others = [i for i, sequence in enumerate(probe.sequence_ids) if sequence != 0]
+    types = {probe.type_ids[i] for i in text}
+    if len(types) != 1 or not all(probe.special_tokens_mask[i] for i in others):
+        raise ManifestError(
+            "the tokenizer wraps a text in a way that crossforge does not know",
+            got=" ".join(probe.tokens),
+            allowed="special tokens, text, special tokens",
+        )
+
+    def special(positions: list[int]) -> SpecialTokens:
+        return SpecialTokens(
+            ids=tuple(probe.ids[i] for i in positions), type_ids=tuple(probe.type_ids[i] for i in positions)
+        )
+
+    type_id = types.pop()
+    return PairTemplate(
+        prefix=special([i for i in others if i < text[0]]),
+        separator=SpecialTokens(ids=(), type_ids=()),
+        suffix=special([i for i in others if i > text[-1]]),
+        query_type_id=type_id,
+        passage_type_id=type_id,
     )
 
 
