@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
-BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+BundleArgument = Annotated[
+    str, typer.Argument(help="The bundle's folder, or OWNER/NAME[@REVISION] on the model hub.", show_default=False)
+]
 ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda, native, cpu or openvino.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bundle.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
@@ -253,7 +255,7 @@ def native(
 @handles_errors
 def doctor(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
+        str | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
     ] = None,
     deployment: DeploymentOption = None,
     as_json: JsonOption = False,
@@ -293,7 +295,7 @@ def doctor(
             out.print(f"{mark} {state.name:<9} {escape(state.reason)}")
         out.print()
         if decision is not None:
-            out.print(f"[bold]{escape(str(bundle))}[/] would run as {escape(decision)}")
+            out.print(f"[bold]{escape(bundle)}[/] would run as {escape(decision)}")
             out.print()
         for problem in diagnosis.problems:
             out.print(f"[yellow]![/] {escape(problem)}")

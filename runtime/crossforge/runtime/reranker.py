@@ -28,6 +28,7 @@ from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.distinct import find_distinct
+from crossforge.runtime.hub import HubOptions
 from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
@@ -95,6 +96,7 @@ class Reranker:
         cls,
         bundle: str | Path | Bundle,
         *,
+        revision: str | None = None,
         provider: str = AUTO,
         precision: str = AUTO,
         strict: bool = False,
@@ -107,7 +109,9 @@ class Reranker:
         """Load a bundle.
 
         Args:
-            bundle: The bundle's folder.
+            bundle: The bundle's folder; or, where no such path exists, ``owner/name`` or ``owner/name@revision`` on the model
+                hub, of which what the variant needs comes into the hub's cache.
+            revision: The hub's branch, tag or commit.
             provider: ``auto``, ``tensorrt``, ``cuda``, ``native``, ``cpu`` or ``openvino``.
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
             strict: Raise where another provider than the chosen one would run.
@@ -123,11 +127,13 @@ class Reranker:
             InputError: An unknown provider or precision.
             MachineError: This machine cannot run it, or, with ``strict``, not as asked.
             EngineError: The model does not load, or fails its golden pairs.
+            HubError: The hub refuses, or does not answer.
 
         Warns:
+            StaleRevisionWarning: The hub does not answer, and what its cache has is loaded.
             ProviderFallbackWarning: Another provider runs than the one that was named.
         """
-        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        bundle = Bundle.open(bundle, HubOptions(revision=revision))
         deployment = deployment or DeploymentProfile()
         if precision == AUTO and deployment.precision is not None:
             precision = deployment.precision
@@ -145,6 +151,7 @@ class Reranker:
         if plan.is_fallback:
             warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=2)
         manifest = bundle.manifest
+        bundle.provide((TOKENIZER_NAME,))
         with ThreadPoolExecutor(1, thread_name_prefix="crossforge-load") as loader:  # beside the session, to start sooner
             tokenizer_loading = loader.submit(
                 PairTokenizer.from_file,

@@ -97,11 +97,11 @@ class CrossEncoder:
         device: object = None,
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
-        cache_folder: str | None = None,  # noqa: ARG002
+        cache_folder: str | None = None,
         trust_remote_code: bool = False,  # noqa: ARG002
         revision: str | None = None,
-        local_files_only: bool = False,  # noqa: ARG002
-        token: bool | str | None = None,  # noqa: ARG002
+        local_files_only: bool = False,
+        token: bool | str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
         config_kwargs: Mapping[str, Any] | None = None,
@@ -116,10 +116,17 @@ class CrossEncoder:
         refuse(processor_kwargs, "processor_kwargs", "Its tokenizer was fixed at export; max_length= can be lowered.")
         refuse(config_kwargs, "config_kwargs", "Its configuration was fixed at export.")
         if model_name_or_path is None:
-            raise InputError("no bundle is named", got="None", allowed="a bundle's folder")
-        bundle = Bundle.open(model_name_or_path)
+            raise InputError("no bundle is named", got="None", allowed="a bundle's folder, or owner/name on the hub")
+        on_hub = HubAddress.parse(model_name_or_path) is not None
+        hub = HubOptions(
+            revision=revision if on_hub else None,
+            cache_folder=None if cache_folder is None else Path(cache_folder),
+            token=token,
+            offline=local_files_only,
+        )
+        bundle = Bundle.open(model_name_or_path, hub)
         manifest = bundle.manifest
-        if revision not in (None, manifest.source.revision):
+        if not on_hub and revision not in (None, manifest.source.revision):
             raise InputError("the bundle is of another revision", got=revision, allowed=manifest.source.revision or "None")
         if num_labels not in (None, len(manifest.scoring.labels)):
             raise InputError("the model has another number of labels", got=num_labels, allowed=len(manifest.scoring.labels))
