@@ -63,9 +63,7 @@ def refuse_other_content(target: Path) -> None:
         InputError: It would replace something else, or lies in the hub's cache.
     """
     if is_snapshot(target):
-        raise InputError(
-            f"{target} lies in the hub's cache, which other programs read", allowed="a folder of your own"
-        )
+        raise InputError(f"{target} lies in the hub's cache, which other programs read", allowed="a folder of your own")
     replaceable = not target.exists() or (
         target.is_dir() and ((target / MANIFEST_NAME).is_file() or not any(target.iterdir()))
     )

@@ -95,7 +95,8 @@ class Bundle:
         for name in names:
             if problem := self.find_damage(name):
                 if self.snapshot is not None:
-                    fix = f"Remove {self.snapshot.repository_folder} to download it again; if that does not help, it was pushed so."
+                    cached = self.snapshot.repository_folder
+                    fix = f"Remove {cached} to download it again; if that does not help, it was pushed so."
                 else:
                     fix = "Copy or export it again; `crossforge verify` lists every file."
                 raise IntegrityError(f"the bundle {self.path} is damaged: {problem}", fix=fix)

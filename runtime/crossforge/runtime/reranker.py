@@ -109,8 +109,8 @@ class Reranker:
         """Load a bundle.
 
         Args:
-            bundle: The bundle's folder; or, where no such path exists, ``owner/name`` or ``owner/name@revision`` on the model
-                hub, of which what the variant needs comes into the hub's cache.
+            bundle: The bundle's folder. Where no such path exists, ``owner/name`` or ``owner/name@revision`` on the hub;
+                what the variant needs comes into the hub's cache.
             revision: The hub's branch, tag or commit.
             provider: ``auto``, ``tensorrt``, ``cuda``, ``native``, ``cpu`` or ``openvino``.
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.

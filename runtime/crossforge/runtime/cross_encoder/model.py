@@ -25,6 +25,7 @@ from crossforge.runtime.cross_encoder.arguments import (
     with_max_length,
 )
 from crossforge.runtime.cross_encoder.tensors import apply_to_tensor, import_torch, to_tensor
+from crossforge.runtime.hub import HubAddress, HubOptions
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.scored import warn_of_losses
@@ -45,17 +46,18 @@ class CrossEncoder:
     Close it, or use it as a context manager.
 
     Args:
-        model_name_or_path: The bundle's folder.
+        model_name_or_path: The bundle's folder, or ``owner/name`` or ``owner/name@revision`` on the model hub.
         modules: Refused: a bundle has no torch modules.
         device: ``cpu``, ``cuda`` or ``cuda:0``, as a name or a torch device; None takes the best that this machine has. A
             device that is named and cannot be had is an error.
         prompts: Texts that can be put before each query, by name.
         default_prompt_name: The prompt of calls that name none.
-        cache_folder: Without effect: nothing is downloaded.
+        cache_folder: The hub's cache, for a bundle on the hub.
         trust_remote_code: Without effect: a bundle holds no code.
-        revision: Refused, unless it is the revision that the bundle was made of.
-        local_files_only: Without effect: nothing is downloaded.
-        token: Without effect: nothing is downloaded.
+        revision: Of a bundle on the hub its branch, tag or commit. With a folder refused, unless it is the revision that the
+            bundle was made of.
+        local_files_only: Take a bundle on the hub from the cache alone.
+        token: For the hub.
         model_kwargs: ``file_name`` chooses a variant by its ONNX file, ``provider`` an execution provider by ONNX
             Runtime's name; ``export`` may be False. Anything else is refused.
         processor_kwargs: Refused.

@@ -33,8 +33,8 @@ class HubAddress:
         """Read ``owner/name`` or ``owner/name@revision``.
 
         Returns:
-            None where the text means a folder: it is a ``Path``, or is written as one, or such a path exists. A name without an
-            owner means a folder too: a mistyped folder should not be looked for on the hub.
+            None where the text means a folder: it is a ``Path``, or is written as one, or such a path exists. A name without
+            an owner means a folder too: a mistyped folder should not be looked for on the hub.
         """
         if isinstance(text, Path):
             return None

@@ -23,7 +23,7 @@ _TOO_MANY_REQUESTS = 429
 
 
 def import_hub(purpose: str) -> ModuleType:
-    """huggingface_hub, which reads its settings (``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_OFFLINE``) when it is imported first.
+    """huggingface_hub, which reads ``HF_ENDPOINT``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` when it is imported first.
 
     Raises:
         MissingPackageError: It is not installed.
@@ -72,6 +72,7 @@ def explain(
     from huggingface_hub import errors
 
     no_folder = f"there is no folder {repo}, and " if or_folder else ""
+    failed = no_folder or f"cannot {doing}: "
     status = getattr(getattr(error, "response", None), "status_code", None)
     got = f"HTTP {status}" if status else first_line(error)
     if isinstance(error, errors.GatedRepoError):
@@ -101,13 +102,13 @@ def explain(
         return HubError(f"cannot {doing}: the hub refused", got=f"{got}, {first_line(error)}")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubUnavailableError(
-            f"{no_folder}cannot {doing}: HF_HUB_OFFLINE is set", fix="Unset it, or do it once where there is a network."
+            f"{failed}the hub must not be asked", got="HF_HUB_OFFLINE", fix="Unset it, or do it once where there is a network."
         )
     if isinstance(error, OSError) and error.filename is not None:
         return HubError(f"cannot {doing}: the hub's cache cannot be used", got=first_line(error))
     if status is not None or isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "httpx":
         return HubUnavailableError(
-            f"{no_folder}cannot {doing}: the hub does not answer",
+            f"{failed}the hub does not answer",
             got=f"HTTP {status}" if status else type(error).__name__,
             fix="Check the connection, or give a local folder.",
         )

@@ -1,6 +1,6 @@
 """A commit of a repository in the hub's cache, filled with the files that are wanted and no others.
 
-The layout of the cache is huggingface_hub's: ``models--owner--name/snapshots/COMMIT/`` holds links to ``blobs/``. Nothing here
+The layout of the cache is huggingface_hub's: ``models--owner--name/snapshots/COMMIT/`` holds links to ``blobs/``. Nothing
 writes into it but huggingface_hub itself.
 """
 
@@ -10,15 +10,22 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crossforge.profiles import (
     MANIFEST_NAME,
     BundleNotFoundError,
     HubUnavailableError,
+    IntegrityError,
     StaleRevisionWarning,
 )
 from crossforge.runtime.hub.address import HubAddress
 from crossforge.runtime.hub.library import import_hub, told_as_ours
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +68,10 @@ class Snapshot:
                 f"the hub's cache holds {repo} at {self.commit[:12]} without {missing[0]}, and the hub must not be asked",
                 fix="Load it once where there is a network, with the same variant.",
             )
+        api = hub.HfApi(token=self.options.token)
         for name in missing:
             with told_as_ours(repo, f"download {name} of {repo}", revision=self.commit):
-                hub.hf_hub_download(
-                    repo,
-                    name,
-                    revision=self.commit,
-                    cache_dir=self.options.cache_folder,
-                    token=self.options.token,
-                )
+                _download(api, repo, name, revision=self.commit, options=self.options)
 
     @property
     def repository_folder(self) -> Path:
@@ -81,8 +83,8 @@ def find_snapshot(address: HubAddress, options: HubOptions) -> Snapshot:
     """Find the commit that an address means, and have its manifest in the cache.
 
     A commit that is in the cache is taken without a request. For a branch or a tag the hub is asked, with one request, which
-    commit it is at. Where the hub must not be asked, the commit is taken that it was at when it was last asked; where it does
-    not answer, too, with a warning.
+    commit it is at. Where the hub must not be asked, the commit is taken that it was at when it was last asked; where it
+    does not answer, too, with a warning.
 
     Raises:
         BundleNotFoundError: There is no such repository or revision, or it is no bundle.
@@ -106,22 +108,22 @@ def find_snapshot(address: HubAddress, options: HubOptions) -> Snapshot:
         )
     try:
         with told_as_ours(address.repo, doing, revision=address.revision, or_folder=True):
-            commit = _ask(address, options)
+            api = hub.HfApi(token=options.token)
+            commit = _ask(api, address)
             if cached is not None and cached.commit == commit:
                 return cached
-            path = hub.hf_hub_download(
-                address.repo,
-                MANIFEST_NAME,
-                revision=address.revision,
-                cache_dir=options.cache_folder,
-                token=options.token,
-            )
+            path = _download(api, address.repo, MANIFEST_NAME, revision=address.revision, options=options)
+    except IntegrityError as error:
+        raise BundleNotFoundError(
+            f"{address} on the hub is not a bundle: it has no {MANIFEST_NAME}",
+            fix=f"Make one of it: crossforge export {address.repo} BUNDLE",
+        ) from error
     except HubUnavailableError as error:
         if cached is None:
             raise
         warnings.warn(
-            f"{error.what}; {address} is taken from the cache, at the commit that it had when it was last asked for "
-            f"({cached.commit[:12]})",
+            f"the hub does not answer ({error.got}): {address} is taken from its cache, at the commit that it had when the hub "
+            f"was last asked ({cached.commit[:12]})",
             StaleRevisionWarning,
             stacklevel=4,
         )
@@ -141,9 +143,7 @@ def _find_cached(address: HubAddress, options: HubOptions) -> Snapshot | None:
     from huggingface_hub import try_to_load_from_cache
 
     with told_as_ours(address.repo, f"load {address} from the hub"):
-        path = try_to_load_from_cache(
-            address.repo, MANIFEST_NAME, revision=address.revision, cache_dir=options.cache_folder
-        )
+        path = try_to_load_from_cache(address.repo, MANIFEST_NAME, revision=address.revision, cache_dir=options.cache_folder)
     return _snapshot(address, options, path) if isinstance(path, str) else None
 
 
@@ -152,16 +152,10 @@ def _snapshot(address: HubAddress, options: HubOptions, manifest: str) -> Snapsh
     return Snapshot(address=address, commit=folder.name, folder=folder, options=options)
 
 
-def _ask(address: HubAddress, options: HubOptions) -> str | None:
-    """The commit that a revision is at, by the hub."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError
+def _ask(api: HfApi, address: HubAddress) -> str | None:
+    """The commit that a revision is at, by the hub: one request, not repeated when it fails, so that a fallback is quick."""
+    return api.model_info(address.repo, revision=address.revision, timeout=_TIMEOUT_S).sha
 
-    url = hf_hub_url(address.repo, MANIFEST_NAME, revision=address.revision)
-    try:
-        return get_hf_file_metadata(url, token=options.token).commit_hash
-    except EntryNotFoundError as error:
-        raise BundleNotFoundError(
-            f"{address} on the hub is not a bundle: it has no {MANIFEST_NAME}",
-            fix=f"Make one of it: crossforge export {address.repo} BUNDLE",
-        ) from error
+
+def _download(api: HfApi, repo: str, name: str, *, revision: str, options: HubOptions) -> str:
+    return api.hf_hub_download(repo, name, revision=revision, cache_dir=options.cache_folder)

@@ -157,9 +157,7 @@ def load_models(
                 load = partial(Reranker.load, bundle, provider=provider, strict=strict, deployment=deployment)
                 reranker = load(precision=precision)
                 try:
-                    loaded[spec.key] = ServedModel(
-                        spec.name, reranker, settings, open_variant=partial(_load_variant, load)
-                    )
+                    loaded[spec.key] = ServedModel(spec.name, reranker, settings, open_variant=partial(_load_variant, load))
                 except InputError:
                     reranker.close()
                     raise
