@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -63,6 +64,8 @@ class FakeHub(ThreadingHTTPServer):
         self.user_agents: set[str] = set()
         self.status: int | None = None
         """Answered to everything, where set."""
+        self.refused: dict[str, int] = {}
+        """Statuses of requests that begin so, by method and path."""
         self.stall: str | None = None
         """The path of a file whose download stops in the middle."""
         self.stalled, self.released = Event(), Event()
@@ -113,6 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
         if server.status is not None:
             self._refuse(server.status)
             return
+        for beginning, status in server.refused.items():
+            if f"{self.command} {path}".startswith(beginning):
+                self._refuse(status)
+                return
         for pattern, method in _ROUTES:
             if match := re.fullmatch(pattern, f"{self.command} {path}"):
                 getattr(self, method)(*match.groups(), **{name: values[0] for name, values in parse_qs(url.query).items()})
@@ -164,6 +171,12 @@ class _Handler(BaseHTTPRequestHandler):
         facts = {"private": repository.private, "gated": False, "cardData": repository.card_data, "siblings": siblings}
         self._answer({"_id": "1", "id": name, "modelId": name, "sha": commit, "tags": [], **facts})
 
+    def _tree(self, name: str, revision: str, **_: str) -> None:
+        if (repository := self._repository(name)) is None:
+            return
+        files = repository.commits[repository.find(revision) or ""].items()
+        self._answer([{"type": "file", "path": path, "size": len(content), "oid": "0" * 40} for path, content in files])
+
     def _branch(self, name: str, branch: str) -> None:
         if (repository := self._repository(name, write=True)) is None:
             return
@@ -196,8 +209,8 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for wanted in json.loads(self.body)["objects"]:
             upload = {"href": f"{self.server.url}/lfs/{wanted['oid']}", "header": {}}
-            actions = {} if wanted["oid"] in self.server.objects else {"upload": upload}
-            objects.append({"oid": wanted["oid"], "size": wanted["size"], "actions": actions})
+            actions = {} if wanted["oid"] in self.server.objects else {"actions": {"upload": upload}}
+            objects.append({"oid": wanted["oid"], "size": wanted["size"], **actions})
         self._answer({"transfer": "basic", "objects": objects})
 
     def _put(self, digest: str) -> None:
@@ -296,6 +309,7 @@ _ROUTES = (
     (r"POST /api/validate-yaml", "_validate"),
     (rf"GET /api/models/{_NAME}", "_info"),
     (rf"GET /api/models/{_NAME}/revision/(.+)", "_info"),
+    (rf"GET /api/models/{_NAME}/tree/([^/]+)(?:/.*)?", "_tree"),
     (rf"POST /api/models/{_NAME}/branch/(.+)", "_branch"),
     (rf"POST /api/models/{_NAME}/preupload/(.+)", "_preupload"),
     (rf"POST /api/models/{_NAME}/commit/(.+)", "_commit"),
@@ -320,3 +334,12 @@ def fake_hub() -> Iterator[FakeHub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def publish(hub: FakeHub, bundle: Path, name: str = "org/name", **options: bool) -> Repository:
+    """Put a bundle's files into a repository, as they are and without a request."""
+    return hub.add(name, files_of(bundle), **options)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -71,6 +71,8 @@ def explain(
     """Our error for one of huggingface_hub's, or of the HTTP library below it; None if it is neither."""
     from huggingface_hub import errors
 
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # the failure of one file of an upload
+        return explain(error.__cause__, repo, f"{doing} ({first_line(error)})", revision=revision)
     no_folder = f"there is no folder {repo}, and " if or_folder else ""
     failed = no_folder or f"cannot {doing}: "
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -102,7 +104,9 @@ def explain(
         return HubError(f"cannot {doing}: the hub refused", got=f"{got}, {first_line(error)}")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubUnavailableError(
-            f"{failed}the hub must not be asked", got="HF_HUB_OFFLINE", fix="Unset it, or do it once where there is a network."
+            f"{failed}the hub must not be asked",
+            got="HF_HUB_OFFLINE",
+            fix="Unset it, or do it once where there is a network.",
         )
     if isinstance(error, OSError) and error.filename is not None:
         return HubError(f"cannot {doing}: the hub's cache cannot be used", got=first_line(error))

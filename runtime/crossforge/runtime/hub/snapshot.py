@@ -122,8 +122,8 @@ def find_snapshot(address: HubAddress, options: HubOptions) -> Snapshot:
         if cached is None:
             raise
         warnings.warn(
-            f"the hub does not answer ({error.got}): {address} is taken from its cache, at the commit that it had when the hub "
-            f"was last asked ({cached.commit[:12]})",
+            f"the hub does not answer ({error.got}): {address} is taken from its cache, at the commit that it had when "
+            f"the hub was last asked ({cached.commit[:12]})",
             StaleRevisionWarning,
             stacklevel=4,
         )
