@@ -76,6 +76,11 @@ class FakeHub(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    @property
+    def cdn_url(self) -> str:
+        """Where large files are, which is another host on the real hub: no token is sent there."""
+        return f"http://localhost:{self.server_address[1]}"
+
     def add(self, name: str, files: dict[str, bytes], **options: bool) -> Repository:
         """Put a repository there without a request."""
         repository = self.repositories[name] = Repository(**options)
@@ -256,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
             digest = hashlib.sha256(content).hexdigest()
             self.server.objects[digest] = content
             linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content)), "ETag": f'"{digest}"'}
-            self._answer({}, 302, {**headers, **linked, "Location": f"{self.server.url}/lfs/{digest}"})
+            self._answer({}, 302, {**headers, **linked, "Location": f"{self.server.cdn_url}/lfs/{digest}"})
         else:
             digest = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             self._send(content, path, {**headers, "ETag": f'"{digest}"'})

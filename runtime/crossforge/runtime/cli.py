@@ -295,7 +295,7 @@ def doctor(
             out.print(f"{mark} {state.name:<9} {escape(state.reason)}")
         out.print()
         if decision is not None:
-            out.print(f"[bold]{escape(bundle)}[/] would run as {escape(decision)}")
+            out.print(f"[bold]{escape(str(bundle))}[/] would run as {escape(decision)}")
             out.print()
         for problem in diagnosis.problems:
             out.print(f"[yellow]![/] {escape(problem)}")

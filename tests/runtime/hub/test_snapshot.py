@@ -240,7 +240,7 @@ def test_what_needs_a_token_says_how_to_get_in(
 
 @pytest.mark.parametrize(
     ("status", "kind", "message"),
-    [(401, BundleNotFoundError, "If it is private"), (403, HubAccessError, "does not allow it")],
+    [(401, HubAccessError, "no token is set, or it is not valid"), (403, HubAccessError, "does not allow it")],
 )
 def test_a_refusal_is_no_reason_to_take_the_cache(
     hub: FakeHub, bundle: Path, status: int, kind: type[CrossforgeError], message: str

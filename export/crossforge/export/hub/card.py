@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from string import Template
+from typing import Any
 
 from crossforge.profiles import MANIFEST_NAME, Manifest, ParityReport, Precision, Source, Variant
 
@@ -135,7 +136,7 @@ def _front_matter(manifest: Manifest, facts: SourceFacts) -> str:
     from huggingface_hub import ModelCardData
 
     base = base_model(manifest.source)
-    known = {
+    known: dict[str, Any] = {
         "language": list(facts.language) or None,
         "license": facts.license,
         "license_name": facts.license_name,

@@ -172,7 +172,7 @@ def _find_facts(api: HfApi, manifest: Manifest, notes: list[str]) -> SourceFacts
     except (HubError, BundleNotFoundError) as error:
         notes.append(f"{error.what}: the card names no license and no language")
         return SourceFacts()
-    data: dict[str, Any] = info.card_data.to_dict() if info.card_data else {}
+    data: dict[str, Any] = vars(info.card_data) if info.card_data else {}
     language = data.get("language") or ()
     facts = SourceFacts(
         license=data.get("license"),

@@ -110,7 +110,7 @@ def explain(
         )
     if isinstance(error, OSError) and error.filename is not None:
         return HubError(f"cannot {doing}: the hub's cache cannot be used", got=first_line(error))
-    if status is not None or isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "httpx":
+    if status is not None or isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
         return HubUnavailableError(
             f"{failed}the hub does not answer",
             got=f"HTTP {status}" if status else type(error).__name__,

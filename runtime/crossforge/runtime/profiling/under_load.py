@@ -56,7 +56,7 @@ class LoadOptions:
 
 
 def measure_under_load(
-    path: Path | None, options: ProfileOptions, load: LoadOptions, *, progress: Progress | None = None
+    path: str | Path | None, options: ProfileOptions, load: LoadOptions, *, progress: Progress | None = None
 ) -> LatencyReport:
     """Send requests at each rate, or look for the highest rate within a latency.
 
