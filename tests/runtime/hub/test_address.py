@@ -51,6 +51,10 @@ def test_a_path_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert HubAddress.parse("org/name@main") == HubAddress(repo="org/name")
 
 
+def test_a_name_that_no_file_system_has_is_no_path() -> None:
+    assert HubAddress.parse(f"{'o' * 300}/name") is not None
+
+
 def test_a_path_object_is_a_path() -> None:
     assert HubAddress.parse(Path("org/name")) is None
 

@@ -39,7 +39,7 @@ class HubAddress:
         if isinstance(text, Path):
             return None
         match = re.fullmatch(rf"({_NAME}/[\w.-]+)(?:@({_REVISION}))?", text)
-        if match is None or Path(text).exists():
+        if match is None or _exists(text):
             return None
         return cls(repo=match[1], revision=match[2] or MAIN)
 
@@ -64,3 +64,10 @@ class HubAddress:
 
     def __str__(self) -> str:
         return self.repo if self.revision == MAIN else f"{self.repo}@{self.revision}"
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except OSError:  # a name that no file system has
+        return False
