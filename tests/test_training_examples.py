@@ -243,6 +243,9 @@ def test_a_recipe_ends_in_a_bundle_that_was_evaluated(
     losses = [float(value) for value in said.split("every ten steps: ")[1].splitlines()[0].split(", ")]
     assert losses[-1] < losses[0]
     assert said.count("trained, fp32") == 2  # held out, and the further run
+    tokenizer = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    assert tokenizer["truncation"] is None
+    assert tokenizer["padding"] is None
     with Reranker.load(tmp_path / "bundle") as reranker:
         assert reranker.manifest.truncation.max_length == 48
         assert len(reranker.rank("whales?", SUBJECTS)) == len(SUBJECTS)

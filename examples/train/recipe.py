@@ -76,6 +76,9 @@ def export_and_evaluate(
     model: CrossEncoder, options: TrainingOptions, tests: Sequence[JudgedRun], out: Path, precisions: tuple[Precision, ...]
 ) -> dict[str, Evaluation]:
     """Save the model, make a bundle that keeps the lengths it was trained with, and judge the bundle."""
+    # Its tokenizer.json would cut and pad by itself: the base's does, to 128 tokens, and so does training.
+    model.tokenizer.backend_tokenizer.no_truncation()
+    model.tokenizer.backend_tokenizer.no_padding()
     model.save_pretrained(str(out / "model"), create_model_card=False)
     source = SourceOptions(max_length=options.max_length, query_max_length=options.query_max_length)
     export_options = ExportOptions(precisions=precisions, source=source)

@@ -40,8 +40,8 @@ class TrainingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.negatives < 1 or self.queries_per_step < 1 or self.epochs <= 0:
-            raise InputError("negatives, queries-per-step and epochs must be positive", got=self)
+        if self.negatives < 1 or self.queries_per_step < 1 or self.epochs <= 0 or self.frozen_layers < 0:
+            raise InputError("negatives, queries-per-step and epochs must be positive, frozen-layers not negative", got=self)
         if not 0 < self.query_max_length <= self.max_length - 4:
             raise InputError(
                 "query_max_length leaves no room for a passage",
@@ -56,9 +56,6 @@ def load_base(base: str, options: TrainingOptions) -> CrossEncoder:
     # What the loss trains is what predict() should return: a probability, or a logit that means nothing by itself.
     activation = torch.nn.Sigmoid() if options.loss is Loss.BCE else torch.nn.Identity()
     model = CrossEncoder(base, num_labels=1, max_length=options.max_length, activation_fn=activation, device="cpu")
-    # The embedded base's tokenizer.json cuts and pads to 128 tokens.
-    model.tokenizer.backend_tokenizer.no_truncation()
-    model.tokenizer.backend_tokenizer.no_padding()
     encoder = model.model.base_model
     if options.frozen_layers:
         for part in (encoder.embeddings, *encoder.encoder.layer[: options.frozen_layers]):
@@ -94,7 +91,7 @@ def training_loss(model: CrossEncoder, loss: Loss) -> torch.nn.Module:
 
 
 def train(model: CrossEncoder, groups: Sequence[Group], options: TrainingOptions, *, scratch: Path) -> list[float]:
-    """Train in place; returns the loss after each tenth step. A step of either loss reads the same number of pairs."""
+    """Train in place; returns the mean loss of every ten steps. A step reads as many pairs with either loss."""
     rows_per_query = 1 if options.loss is Loss.LCE else 1 + options.negatives
     arguments = CrossEncoderTrainingArguments(
         output_dir=str(scratch),
