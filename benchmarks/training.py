@@ -171,7 +171,7 @@ def spread(values: list[float]) -> str:
 def draw(rows: list[dict[str, dict[str, object]]], baselines: dict[str, dict[str, float]], path: Path) -> None:
     import altair as alt
 
-    titles = {"held out": "XQuAD-en, held-out paragraphs", "test": "TREC DL 2019, BM25 top candidates"}
+    titles = {"held out": "questions whose passages were held out", "test": "the test run, never trained on"}
     panels = []
     for test, title in titles.items():
         points = [
@@ -195,12 +195,13 @@ def draw(rows: list[dict[str, dict[str, object]]], baselines: dict[str, dict[str
         means = trained.encode(y=alt.Y("mean(nDCG@10):Q", title="nDCG@10")).mark_line()
         seeds = trained.mark_point(filled=True, size=55, opacity=0.75)
         rules = alt.Chart(alt.Data(values=lines)).encode(y=y).mark_rule(strokeDash=[4, 3], color="#888")
-        names = (
-            alt.Chart(alt.Data(values=lines))
+        names = [  # side by side, since two of them can be nearly equal
+            alt.Chart(alt.Data(values=[line]))
             .encode(y=y, text="name:N")
-            .mark_text(align="left", baseline="bottom", x=4, color="#666", fontSize=10)
-        )
-        panels.append((rules + names + means + seeds).properties(width=300, height=260, title=title))
+            .mark_text(align="left", baseline="bottom", x=4 + 70 * place, color="#666", fontSize=10)
+            for place, line in enumerate(lines)
+        ]
+        panels.append(alt.layer(rules, *names, means, seeds).properties(width=300, height=260, title=title))
     count = len({row["options"]["seed"] for row in rows})
     chart = alt.hconcat(*panels).properties(
         title=alt.TitleParams(
