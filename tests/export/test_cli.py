@@ -104,16 +104,23 @@ def test_rank_reads_standard_input(demo_bundle: Path) -> None:
     assert json.loads(result.stdout)["results"][0]["text"] == "Berlin!"
 
 
-def test_evaluate_compares_variants(demo_bundle: Path, run_and_qrels: tuple[Path, Path]) -> None:
+def test_evaluate_compares_variants(demo_bundle: Path, demo_embedder_bundle: Path, run_and_qrels: tuple[Path, Path]) -> None:
     run, qrels = run_and_qrels
-    result = crossforge("evaluate", demo_bundle, "--run", run, "--qrels", qrels, "--json")
+    arguments = ("--run", run, "--qrels", qrels, "--embedder", demo_embedder_bundle, "--json")
+    result = crossforge("evaluate", demo_bundle, *arguments)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["queries"] == 1
     assert set(document["variants"]) == {"fp32", "int8"}
     assert document["variants"]["fp32"]["kendall_tau"] == pytest.approx(1.0)
     assert document["variants"]["fp32"]["ndcg@10"] > document["first_stage"]["ndcg@10"]
-    assert {"ndcg@10", "mrr@10", "recall@100"} <= set(document["variants"]["int8"])
+    assert document["embedders"][str(demo_embedder_bundle)]["fp32"]["ndcg@10_difference"]["mean"] < 0
+    for ranking in (
+        document["first_stage"],
+        *document["embedders"][str(demo_embedder_bundle)].values(),
+        document["variants"]["int8"],
+    ):
+        assert {"ndcg@10", "mrr@10", "recall@100", "ndcg@10_difference", "kendall_tau"} <= set(ranking)
 
 
 def test_inspect_shows_the_manifest(demo_bundle: Path) -> None:

@@ -8,6 +8,7 @@ from crossforge.profiles.buckets import (
 )
 from crossforge.profiles.cost import CostModel
 from crossforge.profiles.deployment import DeploymentProfile
+from crossforge.profiles.embedding import Embedding, Pooling, Similarity
 from crossforge.profiles.engine import (
     AMPERE_AND_LATER,
     ENGINE_FOLDER,
@@ -97,6 +98,7 @@ __all__ = [
     "DeploymentProfile",
     "DeviceLostError",
     "DeviceMemoryError",
+    "Embedding",
     "EngineBackend",
     "EngineError",
     "EngineRecord",
@@ -119,6 +121,7 @@ __all__ = [
     "PairTemplate",
     "ParityQuality",
     "ParityReport",
+    "Pooling",
     "Precision",
     "ProviderFallbackWarning",
     "ProviderUnavailableError",
@@ -127,6 +130,7 @@ __all__ = [
     "Scoring",
     "ServiceError",
     "ShapeRange",
+    "Similarity",
     "Source",
     "SourceError",
     "SpecialTokens",

@@ -12,6 +12,7 @@ from crossforge.profiles.telemetry import switch_off_telemetry
 from crossforge.runtime.batching import BatchPlan, plan_batches
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.cross_encoder import CrossEncoder
+from crossforge.runtime.embedder import EmbeddedTexts, Embedder
 from crossforge.runtime.providers import ProviderPlan, select_providers
 from crossforge.runtime.ranking import RankedPassage
 from crossforge.runtime.reranker import Reranker
@@ -26,6 +27,8 @@ __all__ = [
     "CrossEncoder",
     "CrossforgeError",
     "DeploymentProfile",
+    "EmbeddedTexts",
+    "Embedder",
     "EncodedPairs",
     "ExecutionProvider",
     "FakeSession",

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crossforge.profiles import Activation, DeploymentProfile, EngineRecord, InputError, Manifest
+from crossforge.profiles import Activation, DeploymentProfile, Embedding, EngineRecord, InputError, Manifest
 from crossforge.runtime.console import (
     DebugOption,
     JsonOption,
@@ -80,7 +80,7 @@ def score(
     with Reranker.load(
         bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
-        _say_what_runs(reranker)
+        say_what_runs(reranker)
         scored = reranker.score_pairs(texts)
         scores = reranker.relevance(scored.logits, activation=activation)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
@@ -127,7 +127,7 @@ def rank(
     with Reranker.load(
         bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
-        _say_what_runs(reranker)
+        say_what_runs(reranker)
         ranked = reranker.rank(query, [item.text for item in items], top_k=top_k)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     rows = [
@@ -169,16 +169,11 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpt
     if as_json:
         print_json({**vars(manifest), "engines": engines})
         return
-    scoring, truncation = manifest.scoring, manifest.truncation
     facts = {
         "source": manifest.source.id + (f" at {manifest.source.revision}" if manifest.source.revision else ""),
         "architecture": manifest.architecture,
         "inputs": ", ".join(manifest.input_names),
-        "pair": f"up to {truncation.max_length} tokens; the query keeps {truncation.query_max_length}, "
-        f"the passage gives way on the {truncation.side}",
-        "labels": f"{', '.join(scoring.labels)}; ranks by "
-        + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
-        "activation": scoring.activation,
+        **(_describe_pairs(manifest) if manifest.embedding is None else _describe_texts(manifest, manifest.embedding)),
         "golden pairs": str(len(manifest.golden)),
         **({"vocabulary": str(manifest.trimmed)} if manifest.trimmed else {}),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
@@ -309,6 +304,33 @@ def read_deployment(path: Path | None) -> DeploymentProfile | None:
     return None if path is None else DeploymentProfile.from_toml(path)
 
 
+def _describe_pairs(manifest: Manifest) -> dict[str, str]:
+    scoring, truncation = manifest.scoring, manifest.truncation
+    return {
+        "pair": truncation.describe(),
+        "labels": f"{', '.join(scoring.labels)}; ranks by "
+        + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
+        "activation": scoring.activation,
+    }
+
+
+def _describe_texts(manifest: Manifest, embedding: Embedding) -> dict[str, str]:
+    steps = [
+        f"{' and '.join(embedding.pooling)} pooling",
+        *embedding.dense,
+        *(["normalized"] if embedding.normalize else []),
+    ]
+    prompts = [
+        f"{name} {text!r}" + (" (default)" if name == embedding.default_prompt else "")
+        for name, text in embedding.prompts.items()
+    ]
+    return {
+        "text": f"up to {manifest.truncation.max_length} tokens; the {manifest.truncation.side} gives way",
+        "embedding": f"{embedding.dimension} dimensions; {', '.join(steps)}; compared by {embedding.similarity}",
+        "prompts": ", ".join(prompts) or "none",
+    }
+
+
 def _engine_table(engines: Sequence[EngineRecord], manifest: Manifest) -> Table:
     table = Table("engine", "target", "variant", "MB", "built by", "batch x tokens", "state", box=None)
     for engine in engines:
@@ -325,7 +347,8 @@ def _engine_table(engines: Sequence[EngineRecord], manifest: Manifest) -> Table:
     return table
 
 
-def _say_what_runs(reranker: Reranker) -> None:
+def say_what_runs(reranker: Reranker) -> None:
+    """Tell on stderr which variant runs where, and why."""
     if reranker.provider_plan and reranker.precision_choice:
         why = "; ".join(reranker.precision_choice.reasons)
         variant = f"{reranker.precision}" + (f" ({why})" if why else "")

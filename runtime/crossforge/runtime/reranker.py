@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-
-import numpy as np
 
 from crossforge.profiles import (
     Activation,
@@ -16,28 +13,24 @@ from crossforge.profiles import (
     CostModel,
     CrossforgeError,
     DeploymentProfile,
-    EngineError,
     InputError,
     Manifest,
     OptimizationProfile,
     Precision,
-    ProviderFallbackWarning,
 )
 from crossforge.runtime.activation import Floats, activate, relevance
 from crossforge.runtime.batching import BatchPlan, padding_waste
-from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
-from crossforge.runtime.decision import decide
+from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.distinct import find_distinct
-from crossforge.runtime.loading import open_session
-from crossforge.runtime.machine import inspect_machine, usable_cores
+from crossforge.runtime.golden import check_golden_pairs
+from crossforge.runtime.opening import open_parts
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
 from crossforge.runtime.scored import ScoredPairs, check_finite, warn_of_losses
-from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
+from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.timing import StageTimer, untimed
-from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 
@@ -120,7 +113,7 @@ class Reranker:
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
-            InputError: An unknown provider or precision.
+            InputError: An unknown provider or precision; or the bundle holds a bi-encoder.
             MachineError: This machine cannot run it, or, with ``strict``, not as asked.
             EngineError: The model does not load, or fails its golden pairs.
 
@@ -128,60 +121,28 @@ class Reranker:
             ProviderFallbackWarning: Another provider runs than the one that was named.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        bundle.refuse_bi_encoder()
         deployment = deployment or DeploymentProfile()
-        if precision == AUTO and deployment.precision is not None:
-            precision = deployment.precision
-        machine = inspect_machine()
-        decision = decide(
+        parts = open_parts(
             bundle,
-            machine,
             provider=provider,
             precision=precision,
-            order=deployment.providers,
             strict=strict,
+            deployment=deployment,
+            check_files=check_files,
             allow_host_code=allow_host_code,
         )
-        plan = decision.plan
-        if plan.is_fallback:
-            warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=2)
-        manifest = bundle.manifest
-        with ThreadPoolExecutor(1, thread_name_prefix="crossforge-load") as loader:  # beside the session, to start sooner
-            tokenizer_loading = loader.submit(
-                PairTokenizer.from_file,
-                bundle.path / TOKENIZER_NAME,
-                manifest.pair_template,
-                manifest.truncation,
-                cache=TokenCache(deployment.passage_cache_bytes) if deployment.passage_cache_bytes else None,
-            )
-            opened = open_session(
-                bundle,
-                plan,
-                precision,
-                machine,
-                engine=decision.engine,
-                lanes=deployment.workers,
-                strict=strict,
-                check_files=check_files,
-                allow_host_code=allow_host_code,
-                gpu=deployment.gpu,
-            )
-        session, choice = opened.session, opened.choice
-        try:
-            tokenizer = tokenizer_loading.result()
-        except CrossforgeError:
-            session.close()
-            raise
         reranker = cls(
-            session,
-            tokenizer,
-            manifest,
-            precision=choice.precision,
-            budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
-            profiles=opened.profiles,
-            workers=deployment.workers or (usable_cores() if session.provider.is_cpu else 1),
-            cost=deployment.cost_on(session.provider, choice.precision),
-            provider_plan=plan,
-            precision_choice=choice,
+            parts.session,
+            parts.tokenizer,
+            bundle.manifest,
+            precision=parts.choice.precision,
+            budget_tokens=parts.budget_tokens,
+            profiles=parts.profiles,
+            workers=parts.workers,
+            cost=deployment.cost_on(parts.session.provider, parts.choice.precision),
+            provider_plan=parts.plan,
+            precision_choice=parts.choice,
             timed=timed,
         )
         if check_golden:
@@ -356,20 +317,7 @@ class Reranker:
         Raises:
             EngineError: It is beyond the variant's tolerance.
         """
-        golden = self.manifest.golden
-        if not golden:
-            return 0.0
-        logits = self.score_pairs([(pair.query, pair.passage) for pair in golden]).logits
-        difference = float(np.abs(logits - np.asarray([pair.logits for pair in golden])).max(initial=0.0))
-        tolerance = self.manifest.variants[self.precision].golden_tolerance
-        if not difference <= tolerance:
-            raise EngineError(
-                f"the {self.precision} variant does not reproduce the bundle's golden scores on this machine",
-                got=f"a difference of {difference:.4f}",
-                allowed=f"up to {tolerance:.4f}",
-                fix="Use another variant with precision=, or export the bundle on this machine.",
-            )
-        return difference
+        return check_golden_pairs(self.manifest, self.precision, lambda pairs: self.score_pairs(pairs).logits)
 
     def close(self) -> None:
         """Free the session and its threads."""

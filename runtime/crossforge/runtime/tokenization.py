@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class PairTokenizer:
     def __init__(
         self, tokenizer: Tokenizer, template: PairTemplate, truncation: Truncation, *, cache: TokenCache | None = None
     ) -> None:
-        if truncation.max_length <= truncation.query_max_length + template.special_token_count:
+        if truncation.max_length <= (truncation.query_max_length or 1) + template.special_token_count:
             raise ValueError(
                 f"{truncation} leaves no room for a passage beside {template.special_token_count} special tokens"
             )
@@ -120,10 +121,23 @@ class PairTokenizer:
             if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
                 raise InputError(f"pair {i} is not a pair", got=_describe(pair), allowed="(query, passage)")
             query, passage = pair
-            _check_query(query, f"the query of pair {i}")
+            check_query(query, f"the query of pair {i}")
             head_of_pair[i] = index_of_query.setdefault(query, len(index_of_query))
             passages.append(passage)
         return self._encode(list(index_of_query), passages, head_of_pair)
+
+    def encode_texts(self, texts: Sequence[str]) -> EncodedPairs:
+        """Encode texts by themselves, as a bi-encoder reads them: as passages without a query.
+
+        The template must be one of texts, from :func:`derive_text_template`.
+
+        Raises:
+            InputError: A text is not a string, is longer than :data:`MAX_TEXT_CHARS`, or holds a lone surrogate.
+        """
+        _check_is_list(texts, "texts", "strings")
+        for i, text in enumerate(texts):
+            check_text(text, f"text {i}")
+        return self._encode_checked([""], texts, np.zeros(len(texts), dtype=np.intp))
 
     def _encode(
         self,
@@ -133,13 +147,31 @@ class PairTokenizer:
         max_passage_tokens: int | None = None,
     ) -> EncodedPairs:
         for query in queries:
-            _check_query(query, "the query")
+            check_query(query, "the query")
         for i, passage in enumerate(passages):
-            _check_text(passage, f"passage {i}")
+            check_text(passage, f"passage {i}")
+        return self._encode_checked(queries, passages, head_of_pair, max_passage_tokens)
+
+    def _encode_checked(
+        self,
+        queries: list[str],
+        passages: Sequence[str],
+        head_of_pair: NDArray[np.intp],
+        max_passage_tokens: int | None = None,
+    ) -> EncodedPairs:
         query_ids = self._tokenize(queries)
         passage_ids = self._tokenize_passages(passages)
 
-        kept_queries = [self._cut(ids, self.truncation.query_max_length) for ids in query_ids]
+        if self.truncation.is_symmetric:  # what is left of a query depends on its passage: a head for each length of it
+            lengths_of_pair = zip(head_of_pair.tolist(), passage_ids, strict=True)
+            keys = [(q, self._kept_of_query(len(query_ids[q]), len(ids))) for q, ids in lengths_of_pair]
+            index_of_head = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+            head_of_pair = np.asarray([index_of_head[key] for key in keys], dtype=np.intp)
+            queries, query_ids = [queries[q] for q, _ in index_of_head], [query_ids[q] for q, _ in index_of_head]
+            limits = [keep for _, keep in index_of_head]
+        else:
+            limits = [self._kept_of_query(len(ids), 0) for ids in query_ids]
+        kept_queries = [self._cut(ids, limit) for ids, limit in zip(query_ids, limits, strict=True)]
         heads = tuple(np.concatenate([self._prefix, ids, self._separator]) for ids in kept_queries)
         query_cut = np.asarray([len(kept) < len(ids) for kept, ids in zip(kept_queries, query_ids, strict=True)], dtype=bool)
 
@@ -170,16 +202,22 @@ class PairTokenizer:
         """Find out which characters the model reads of texts that :meth:`encode` takes, the query's first.
 
         Returns:
-            Start and end of what is read of each text, in characters: 0 and the text's length where nothing was cut.
+            Start and end of what is read of each text, in characters: 0 and the text's length where nothing was cut. Of a
+            query that is cut differently beside each passage, what is read beside all of them.
         """
         texts = self._tokenizer.encode_batch([query, *passages], add_special_tokens=False)
-        query_tokens = min(len(texts[0].ids), self.truncation.query_max_length)
-        room = self.truncation.max_length - query_tokens - self.template.special_token_count
-        kept = [self.truncation.query_max_length, *(room for _ in passages)]
+        lengths = [len(text.ids) for text in texts]
+        room = self.truncation.max_length - self.template.special_token_count
+        kept_of_query = [self._kept_of_query(lengths[0], length) for length in lengths[1:]]
+        kept = [min(kept_of_query, default=self._kept_of_query(lengths[0], 0)), *(room - keep for keep in kept_of_query)]
         return [
             _read_span(encoding, keep, len(text), self.truncation.side)
             for encoding, keep, text in zip(texts, kept, [query, *passages], strict=True)
         ]
+
+    def _kept_of_query(self, query_tokens: int, passage_tokens: int) -> int:
+        """How many of its tokens a query keeps beside a passage, which has the rest of the room."""
+        return self.truncation.kept_of_query(query_tokens, passage_tokens, self.template.special_token_count)
 
     def _count_unknown(self, texts: Sequence[Ids]) -> NDArray[np.int32]:
         """Unknown tokens of each text: int32 [texts]."""
@@ -192,11 +230,14 @@ class PairTokenizer:
         return np.bincount(owners, minlength=len(texts)).astype(np.int32)
 
     def _tokenize_passages(self, passages: Sequence[str]) -> list[Ids]:
-        """Ids of each passage, and no more than one beyond what the model can read: each text is tokenized once."""
+        """Ids of each passage, and no more than one beyond what the model can read: each text is tokenized once.
+
+        Where the longer text gives way, all of them: which one is longer must still be seen.
+        """
         texts = list(dict.fromkeys(passages))
         known = {} if self.cache is None else self.cache.find(texts)
         missing = [text for text in texts if text not in known]
-        beyond = self.truncation.max_length + 1
+        beyond = sys.maxsize if self.truncation.is_symmetric else self.truncation.max_length + 1
         fresh = {text: self._cut(ids, beyond) for text, ids in zip(missing, self._tokenize(missing), strict=True)}
         if self.cache is not None:
             self.cache.add(fresh)
@@ -296,6 +337,38 @@ def derive_pair_template(tokenizer: Tokenizer) -> PairTemplate:
     )
 
 
+def derive_text_template(tokenizer: Tokenizer) -> PairTemplate:
+    """Find out what a tokenizer's post-processor puts around a single text: the template of a pair without a query.
+
+    Raises:
+        ManifestError: The result is not ``prefix text suffix`` with one segment id.
+    """
+    probe = tokenizer.encode("a")
+    text = [i for i, sequence in enumerate(probe.sequence_ids) if sequence == 0]
+    others = [i for i, sequence in enumerate(probe.sequence_ids) if sequence != 0]
+    types = {probe.type_ids[i] for i in text}
+    if len(types) != 1 or not all(probe.special_tokens_mask[i] for i in others):
+        raise ManifestError(
+            "the tokenizer wraps a text in a way that crossforge does not know",
+            got=" ".join(probe.tokens),
+            allowed="special tokens, text, special tokens",
+        )
+
+    def special(positions: list[int]) -> SpecialTokens:
+        return SpecialTokens(
+            ids=tuple(probe.ids[i] for i in positions), type_ids=tuple(probe.type_ids[i] for i in positions)
+        )
+
+    type_id = types.pop()
+    return PairTemplate(
+        prefix=special([i for i in others if i < text[0]]),
+        separator=SpecialTokens(ids=(), type_ids=()),
+        suffix=special([i for i in others if i > text[-1]]),
+        query_type_id=type_id,
+        passage_type_id=type_id,
+    )
+
+
 def _split_by_sequence(encoding: Encoding) -> tuple[list[int], list[int], list[int], list[int], list[int]] | None:
     """Positions of prefix, query, separator, passage and suffix; None if the sequence is built otherwise."""
     owner = encoding.sequence_ids
@@ -321,13 +394,23 @@ def _check_is_list(value: object, name: str, items: str) -> None:
         raise InputError(f"{name} must be a list", got=_describe(value), allowed=f"a list or tuple of {items}")
 
 
-def _check_query(query: object, what: str) -> None:
-    _check_text(query, what)
+def check_query(query: object, what: str) -> None:
+    """Make sure that a query can be used.
+
+    Raises:
+        InputError: It is blank, or as :func:`check_text`.
+    """
+    check_text(query, what)
     if not str(query).strip():
         raise InputError(f"{what} is empty", got=repr(query), allowed="a text that is not blank")
 
 
-def _check_text(text: object, what: str) -> None:
+def check_text(text: object, what: str) -> None:
+    """Make sure that a text can be used.
+
+    Raises:
+        InputError: It is not a string, is longer than :data:`MAX_TEXT_CHARS`, or holds a lone surrogate.
+    """
     if not isinstance(text, str):
         raise InputError(f"{what} is not a string", got=_describe(text), allowed="str")
     if len(text) > MAX_TEXT_CHARS:
