@@ -23,6 +23,7 @@ from crossforge.runtime.console import (
     print_json,
     print_ranking,
 )
+from crossforge.runtime.windows import DEFAULT_OVERLAP, Chunking, Pooling, Window
 
 if TYPE_CHECKING:
     from crossforge.runtime.reranker import Reranker
@@ -37,6 +38,20 @@ DeploymentOption = Annotated[
     Path | None, typer.Option(help="A deployment profile (TOML), as tune writes it.", show_default=False)
 ]
 QueryOption = Annotated[str | None, typer.Option("--query", "-q", help="The query.", show_default=False)]
+ChunkOption = Annotated[
+    Pooling | None,
+    typer.Option(
+        help="Split passages that are too long; the best window's score is the passage's.", show_default="cut them"
+    ),
+]
+OverlapOption = Annotated[
+    float | None,
+    typer.Option(help="Share of a window that the next one repeats, with --chunk.", show_default=str(DEFAULT_OVERLAP)),
+]
+
+WindowOption = Annotated[
+    int | None, typer.Option(help="Longest window in tokens, with --chunk.", show_default="what the model reads")
+]
 
 
 class RankFormat(StrEnum):
@@ -61,6 +76,9 @@ def score(
     activation: Annotated[
         Activation | None, typer.Option(help="Apply this to the logits.", show_default="none: raw relevance")
     ] = None,
+    chunk: ChunkOption = None,
+    overlap: OverlapOption = None,
+    window: WindowOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
@@ -81,7 +99,7 @@ def score(
         bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
         say_what_runs(reranker)
-        scored = reranker.score_pairs(texts)
+        scored = reranker.score_pairs(texts, chunk=_chunking(chunk, overlap, window))
         scores = reranker.relevance(scored.logits, activation=activation)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     if as_json:
@@ -90,7 +108,8 @@ def score(
             "unknown_tokens": scored.unknown_tokens.tolist(),
             "mostly_unknown": scored.mostly_unknown.tolist(),
         }
-        print_json({"scores": scores.tolist(), **cut, **unknown, **used})
+        windows = {} if scored.windows is None else {"windows": scored.windows}
+        print_json({"scores": scores.tolist(), **cut, **unknown, **windows, **used})
         return
     _say_what_was_cut(int(scored.truncated.sum()), len(texts))
     _say_what_is_unknown(int((scored.unknown_tokens > 0).sum()), len(texts))
@@ -112,6 +131,9 @@ def rank(
     top_k: Annotated[int | None, typer.Option(help="Only the best.", show_default="all")] = None,
     output: Annotated[RankFormat, typer.Option("--format", help="How to print.")] = RankFormat.TABLE,
     qid: Annotated[str, typer.Option(help="The query's id in TREC output.")] = "q1",
+    chunk: ChunkOption = None,
+    overlap: OverlapOption = None,
+    window: WindowOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
@@ -128,7 +150,7 @@ def rank(
         bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
         say_what_runs(reranker)
-        ranked = reranker.rank(query, [item.text for item in items], top_k=top_k)
+        ranked = reranker.rank(query, [item.text for item in items], top_k=top_k, chunk=_chunking(chunk, overlap, window))
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     rows = [
         {
@@ -137,6 +159,7 @@ def rank(
             "score": row.score,
             "text": row.text,
             "truncated": row.truncated,
+            **({} if chunk is None else {"window": None if row.window is None else vars(row.window)}),
         }
         for row in ranked
     ]
@@ -145,7 +168,7 @@ def rank(
         return
     _say_what_was_cut(sum(row.truncated for row in ranked), len(ranked))
     if output is RankFormat.TABLE:
-        print_ranking((row.score, items[row.corpus_id].id, row.text) for row in ranked)
+        print_ranking((row.score, items[row.corpus_id].id, _best_part(row.text, row.window)) for row in ranked)
         return
     for position, row in enumerate(rows, start=1):
         line = (
@@ -329,6 +352,20 @@ def _describe_texts(manifest: Manifest, embedding: Embedding) -> dict[str, str]:
         "embedding": f"{embedding.dimension} dimensions; {', '.join(steps)}; compared by {embedding.similarity}",
         "prompts": ", ".join(prompts) or "none",
     }
+
+
+def _chunking(pooling: Pooling | None, overlap: float | None, window: int | None) -> Chunking | None:
+    if pooling is not None:
+        return Chunking(pooling=pooling, overlap=DEFAULT_OVERLAP if overlap is None else overlap, window_tokens=window)
+    for name, value in {"--overlap": overlap, "--window": window}.items():
+        if value is not None:
+            raise InputError(f"{name} says how passages are split, and they are not", allowed=f"--chunk max {name} {value}")
+    return None
+
+
+def _best_part(text: str, window: Window | None) -> str:
+    """What of a passage has its score."""
+    return text if window is None else f"[{window.index + 1} of {window.count}] {text[window.start : window.end]}"
 
 
 def _engine_table(engines: Sequence[EngineRecord], manifest: Manifest) -> Table:
