@@ -1,4 +1,4 @@
-"""Past one machine: files of pairs of any size, scored in shards by one process or by actors on Ray, and a Ray Serve deployment.
+"""Past one machine: files of pairs of any size, scored in shards by one process or by actors on Ray; and Ray Serve.
 
 ::
 

@@ -31,7 +31,7 @@ class RaySettings:
     """Where a job runs on Ray. None of it changes a score."""
 
     address: str | None = None
-    """A cluster's; None takes what Ray finds (``RAY_ADDRESS``, a cluster on this machine) or starts one; ``local`` starts one."""
+    """A cluster. None takes what Ray finds (``RAY_ADDRESS``, a cluster here) or starts one; ``local`` starts one."""
     actors: int | None = None
     """Rerankers at once; None takes what the cluster has room for."""
     cpus_per_actor: int = 1
