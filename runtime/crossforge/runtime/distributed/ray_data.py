@@ -21,6 +21,8 @@ from crossforge.runtime.distributed.settings import RaySettings
 
 _MOST_TASKS = 4_096
 """Ray keeps some kilobytes for each; beyond that, a task is several shards."""
+_STORE_BYTES = 100_000_000
+"""Shared memory of a cluster that is started here: numbers and receipts need no more, and a container may have little."""
 
 
 class RayRunner:
@@ -98,18 +100,19 @@ def connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    quiet: dict[str, object] = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **_of_a_new_cluster(address))
+        if address != "local":
+            ray.init(address=address or "auto", **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise MachineError(f"cannot connect to Ray ({error})", got=address or "no address") from error
+        if address is not None or not isinstance(error, ConnectionError):
+            raise MachineError(f"cannot connect to Ray ({error})", got=address or "no address") from error
+    if not ray.is_initialized():
+        ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
     try:
         yield ray
     finally:
         ray.shutdown()
-
-
-def _of_a_new_cluster(address: str | None) -> dict[str, object]:
-    return {"include_dashboard": False} if address in (None, "local") else {}
 
 
 def _room(ray: Any, settings: RaySettings) -> int:
