@@ -16,7 +16,7 @@ from ray import serve
 from crossforge.runtime.distributed.deployment import NAME, ReplicaSettings, build_app
 
 settings = ReplicaSettings(bundle=str(Path(sys.argv[1]).resolve()), min_replicas=2, max_replicas=4, cpus_per_replica=0.5)
-ray.init(log_to_driver=False)
+ray.init(include_dashboard=False, log_to_driver=False)
 serve.start(http_options={"port": 8010})
 serve.run(build_app(settings))
 
@@ -28,5 +28,5 @@ for row in answer.json():
 
 print("health:", httpx.get("http://localhost:8010/health", timeout=60).json()["status"])
 states = serve.status().applications["default"].deployments[NAME].replica_states
-print("replicas:", {state.value: count for state, count in states.items()})
+print("replicas:", dict(states))
 serve.shutdown()

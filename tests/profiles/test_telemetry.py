@@ -34,3 +34,11 @@ def test_onnx_runtime_does_not_report(tmp_path: Path, code: str) -> None:
 def test_whoever_wants_reports_has_them(tmp_path: Path) -> None:
     code = "import os, crossforge.runtime; assert os.environ['ORT_DISABLE_TELEMETRY'] == '0'"
     assert written_at_home(tmp_path, code, ORT_DISABLE_TELEMETRY="0") == []
+
+
+def test_ray_does_not_report() -> None:
+    code = "import crossforge.runtime, ray._private.usage.usage_lib as usage; print(usage.usage_stats_enabled())"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = os.pathsep.join(str(SOURCES / name) for name in ("export", "runtime", "profiles"))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"

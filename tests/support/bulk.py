@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["where", "is", "the", "city", "berlin", "people", "live", "a", "passage", "query", "river"]
 
+_TOKEN = secrets.token_hex(32)
 _CLUSTER = """
-import sys, ray
+import sys, crossforge.runtime, ray
 context = ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
 print(context.address_info["gcs_address"], flush=True)
 sys.stdin.read()
@@ -56,7 +58,8 @@ def environment(**variables: str) -> dict[str, str]:
     """A process's environment in which crossforge is this tree's, also for the actors that it starts."""
     paths = os.pathsep.join(str(ROOT / name) for name in ("export", "runtime", "profiles"))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": "0", **variables}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}  # or Ray keeps one in the home folder
+    return {**kept, "PYTHONPATH": paths, **token, **variables}
 
 
 @contextmanager

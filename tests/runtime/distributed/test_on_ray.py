@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,15 +76,13 @@ def test_drivers_that_are_killed_and_one_that_is_not_write_what_one_process_writ
         assert not shards_begun(journals) & finished.keys()
         finished = parts_of(folder)
 
-    keeps_journals = shutil.copytree(folder, tmp_path / "before")
-    assert len(parts_of(keeps_journals)) >= len(finished) >= moments[-1]
     summary = json.loads(finish(start_bulk(address, tiny_bundle, source, output))[0])
 
     assert output.read_bytes() == clean.read_bytes()
+    assert summary["pairs"] == local.pairs
     assert summary["resumed_shards"] >= len(finished)
-    counts = {f"part-{i:09d}.jsonl": 0 for i in range(local.shards)}
-    assert summary["scored_pairs"] < summary["pairs"] == local.pairs
-    assert len(counts) == local.shards
+    assert summary["scored_pairs"] < local.pairs
+    assert summary["workers"] == 2
 
 
 def test_parquet_on_one_actor_is_parquet_of_one_process(address: str, tiny_bundle: Path, tmp_path: Path) -> None:

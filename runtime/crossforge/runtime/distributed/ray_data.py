@@ -6,15 +6,18 @@ store holds more for a larger input.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossforge.profiles import CrossforgeError, EngineError, InputError, MachineError, MissingPackageError
+from crossforge.profiles import CrossforgeError, EngineError, InputError, MachineError, MissingPackageError, errors
 from crossforge.profiles.telemetry import switch_off_telemetry
 from crossforge.runtime.distributed.scorer import Receipt, ShardScorer, ShardWork
 from crossforge.runtime.distributed.settings import RaySettings
@@ -64,21 +67,47 @@ class RayRunner:
             )
             try:
                 for row in receipts.iter_rows():
-                    yield Receipt(**row)
+                    yield _read_note(row["note"])
             except ray.exceptions.RayError as error:
-                raise _ours(error) from error
+                raise EngineError(f"Ray gave the work up ({str(error).strip().splitlines()[0]})") from error
 
 
 class _Actor:
-    """What Ray Data calls for each shard."""
+    """What Ray Data calls for each shard.
+
+    An error of ours is told like a receipt, in a note: raised here, it would reach the driver wrapped in Ray's own words.
+    """
 
     def __init__(self, work: ShardWork, threads: int) -> None:
-        self._scorer = ShardScorer(work, threads=threads)
+        self._scorer: ShardScorer | None = None
+        self._failure: CrossforgeError | None = None
+        try:
+            self._scorer = ShardScorer(work, threads=threads)
+        except CrossforgeError as error:
+            self._failure = error
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[object]]:
-        receipts = [self._scorer.score(int(shard)) for shard in batch["shard"]]
-        told = [vars(receipt) for receipt in receipts if receipt is not None]
-        return {name: [receipt[name] for receipt in told] for name in Receipt.__dataclass_fields__}
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
+        return {"note": [note for shard in batch["shard"] if (note := self._score(int(shard))) is not None]}
+
+    def _score(self, shard: int) -> str | None:
+        try:
+            if self._scorer is None:
+                raise self._failure or EngineError("the reranker was not loaded")
+            receipt = self._scorer.score(shard)
+        except CrossforgeError as error:
+            return json.dumps({"failed": type(error).__name__, "words": str(error)})
+        return None if receipt is None else json.dumps(asdict(receipt))
+
+
+def _read_note(note: str) -> Receipt:
+    """A receipt; an error is raised."""
+    told = json.loads(note)
+    if "failed" not in told:
+        return Receipt(**told)
+    kind: type[CrossforgeError] = getattr(errors, told["failed"])
+    error = kind.__new__(kind)
+    CrossforgeError.__init__(error, told["words"].removesuffix("."))
+    raise error
 
 
 @contextmanager
@@ -100,15 +129,17 @@ def connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    quiet: dict[str, object] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    new: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+    if address == "local":
+        new = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
-        if address != "local":
-            ray.init(address=address or "auto", **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if address is not None or not isinstance(error, ConnectionError):
-            raise MachineError(f"cannot connect to Ray ({error})", got=address or "no address") from error
-    if not ray.is_initialized():
-        ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **new)
+    except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError) as error:
+        raise MachineError(
+            f"cannot connect to Ray ({' '.join(str(error).split())})",
+            got=address or os.environ.get("RAY_ADDRESS") or "no address",
+            fix="A cluster that asks for a token needs RAY_AUTH_MODE=token and the token here too.",
+        ) from error
     try:
         yield ray
     finally:
@@ -130,13 +161,3 @@ def _room(ray: Any, settings: RaySettings) -> int:
     if settings.actors is not None and settings.actors > fit:
         raise InputError("the cluster has no room for so many actors", got=settings.actors, allowed=f"up to {fit}")
     return settings.actors or fit
-
-
-def _ours(error: BaseException) -> CrossforgeError:
-    """What an actor raised, without Ray's wrapping."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, CrossforgeError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return EngineError(f"an actor failed: {str(error).strip().splitlines()[-1]}")
