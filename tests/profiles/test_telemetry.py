@@ -37,7 +37,7 @@ def test_whoever_wants_reports_has_them(tmp_path: Path) -> None:
 
 
 def test_ray_does_not_report() -> None:
-    code = "import crossforge.runtime, ray._private.usage.usage_lib as usage; print(usage.usage_stats_enabled())"
+    code = "import crossforge.runtime, ray; from ray._common.usage import usage_lib; print(usage_lib.usage_stats_enabled())"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["PYTHONPATH"] = os.pathsep.join(str(SOURCES / name) for name in ("export", "runtime", "profiles"))
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from crossforge.profiles import EngineError, InputError, MissingPackageError
+from crossforge.profiles import DeploymentProfile, EngineError, InputError, MissingPackageError
 from crossforge.profiles.telemetry import switch_off_telemetry
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class ReplicaSettings:
     max_ongoing_requests: int = 64
     """Requests that a replica takes at the same time; further ones wait in Ray Serve's proxy."""
     cpus_per_replica: float = 1.0
+    """Cores that Ray reserves, and threads that a replica without a GPU computes with."""
     gpus_per_replica: float = 0.0
     drain_timeout_s: float = 30.0
     """Longest time that the requests of a replica may take to end once it is to stop."""
@@ -128,7 +129,10 @@ def create_replica(settings: ReplicaSettings) -> FastAPI:
 
     service = settings.service or ServiceSettings(playground=False)  # a page's requests would go to any replica
     specs = [ModelSpec.parse(text) for text in settings.bundle.split(",")]
-    models = load_models(specs, service, provider=settings.provider, precision=settings.precision)
+    # As many threads as cores were reserved: a replica sees all of its node's.
+    threads = None if settings.gpus_per_replica else max(1, round(settings.cpus_per_replica))
+    deployment = DeploymentProfile(workers=threads)
+    models = load_models(specs, service, provider=settings.provider, precision=settings.precision, deployment=deployment)
     return create_app(models, service)
 
 

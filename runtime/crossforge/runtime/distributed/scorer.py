@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +17,7 @@ from crossforge.profiles import Activation, DeploymentProfile, InputError
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.distributed.formats import format_of
 from crossforge.runtime.distributed.job import JobFolder, unfinished
+from crossforge.runtime.profiling.memory import read_memory
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.scored import check_finite
 
@@ -146,5 +145,4 @@ class ShardScorer:
 
 def peak_memory_mb() -> float:
     """Most memory that this process has held, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return read_memory().peak_bytes / 1e6
