@@ -5,7 +5,7 @@
 
 Pairs are made of the words of the built-in texts, 100 passages a query and some 60 tokens a pair, none twice. Two models
 score them: the demo model, up to --most-demo pairs, and `one-layer`, a random BERT of one layer and 64 channels that is made
-here for this alone. With it a million pairs take minutes, and what is not the model (reading, tokens, Ray, writing) weighs most.
+here for this alone. With it a million pairs take minutes, and what is not the model (reading, tokens, Ray) weighs the most.
 
 Every run is a process of its own, and so are its peaks of memory. The table and the picture go into docs/distributed.md.
 """
