@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
+from crossforge.export.decoder import export_decoder
 from crossforge.export.onnx import export_onnx, opset_of
 from crossforge.export.options import VariantOptions
 from crossforge.export.pairs import flatten, verification_pairs
@@ -29,6 +30,7 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.bundle import TOKENIZER_NAME
 from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.prompts import PromptTokenizer, derive_prompt_template
 from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template, load_tokenizer
 
 DEFAULT_PRECISIONS = (Precision.FP32, Precision.INT8)
@@ -114,7 +116,8 @@ class _Export:
             golden = _golden_pairs(self._loaded)
             stage.note = f"{len(reference)} pairs"
         with self._progress.stage("convert to ONNX") as stage:
-            graph = export_onnx(self._loaded.model)
+            causal = self._loaded.causal
+            graph = export_onnx(self._loaded.model) if causal is None else export_decoder(self._loaded.model, causal)
             lean = keep_first_row(graph)
             stage.note = f"opset {opset_of(graph)}, {len(lean.model.graph.node)} nodes; {'; '.join(lean.notes)}"
         fp32 = maker.add_fp32(lean.model, reference)
@@ -134,6 +137,7 @@ class _Export:
             model_type=str(self._loaded.model.config.model_type),
             input_names=tuple(value.name for value in graph.graph.input),
             pair_template=template,
+            prompt=self._loaded.causal.prompt if self._loaded.causal else None,
             pad_token_id=self._pad_token_id(),
             truncation=self._loaded.truncation,
             scoring=self._loaded.scoring,
@@ -156,6 +160,10 @@ class _Export:
         config["model_max_length"] = self._loaded.truncation.max_length
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         ours: Tokenizer = load_tokenizer(self._folder / TOKENIZER_NAME)
+        if self._loaded.causal is not None:
+            prompt = self._loaded.causal.prompt
+            template = derive_prompt_template(ours, prompt)
+            return PromptTokenizer(ours, prompt, template, self._loaded.truncation), template
         template = derive_pair_template(ours)
         return PairTokenizer(ours, template, self._loaded.truncation), template
 

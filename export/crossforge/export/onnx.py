@@ -44,14 +44,14 @@ def export_onnx(model: PreTrainedModel) -> ModelProto:
         raise MissingPackageError("optimum-onnx", extra="export", purpose="Exporting") from error
     with tempfile.TemporaryDirectory(prefix="crossforge-") as folder:
         try:
-            with _quiet():
+            with quiet():
                 onnx_export_from_model(model, folder, task=_TASK, opset=OPSET, do_validation=False)
         except Exception as error:
             kind = type(model).__name__
             raise SourceError(f"optimum cannot export a {kind} ({type(error).__name__}: {error})") from error
         exported: ModelProto = onnx.load(str(Path(folder) / "model.onnx"))
-    _check_is_reranker(exported)
-    _drop_aliases(exported)
+    check_is_reranker(exported)
+    drop_aliases(exported)
     return exported
 
 
@@ -85,7 +85,12 @@ def opset_of(model: ModelProto) -> int:
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def _check_is_reranker(model: ModelProto) -> None:
+def check_is_reranker(model: ModelProto) -> None:
+    """Make sure that a graph answers with logits [batch, labels] and nothing else.
+
+    Raises:
+        SourceError: It does not.
+    """
     outputs = {output.name: len(output.type.tensor_type.shape.dim) for output in model.graph.output}
     if list(outputs.values()) != [2]:
         raise SourceError(
@@ -93,7 +98,7 @@ def _check_is_reranker(model: ModelProto) -> None:
         )
 
 
-def _drop_aliases(model: ModelProto) -> None:
+def drop_aliases(model: ModelProto) -> None:
     """Let every reader of a constant read it by its own name.
 
     torch stores equal tensors once and writes ``Identity`` nodes for the others, behind which no pass would find a weight.
@@ -116,7 +121,7 @@ def _drop_aliases(model: ModelProto) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the tracer's remarks off the terminal: parity with PyTorch, measured next, is what proves the trace."""
     loggers = [logging.getLogger(name) for name in ("optimum", "optimum.exporters.onnx", "torch.onnx")]
     before = [logger.level for logger in loggers]

@@ -6,10 +6,11 @@ import hashlib
 import importlib.util
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossforge.export.causal import CausalOptions, CausalSource, find_logit_score, read_causal, read_prompt_truncation
 from crossforge.export.demo import DEMO, materialize_demo_model
 from crossforge.profiles import (
     Activation,
@@ -31,6 +32,7 @@ _LARGEST_PLAUSIBLE_LENGTH = 1_000_000
 _ALLOWED_SOURCES = "a model folder, a hub id, or the word demo"
 _HUB_TIMEOUT_S = 10.0
 _HEAD = "ForSequenceClassification"
+_CAUSAL_HEAD = "ForCausalLM"
 _ACTIVATIONS = {
     "Identity": Activation.IDENTITY,
     "Sigmoid": Activation.SIGMOID,
@@ -51,6 +53,8 @@ class SourceOptions:
     ranking_label: int | None = None
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint."""
+    causal: CausalOptions = field(default_factory=CausalOptions)
+    """How a language model scores a pair, where its folder does not say."""
     allow_pickle: bool = False
     """Read weights from pickle files, which can run code when they are read."""
 
@@ -65,6 +69,8 @@ class LoadedSource:
     source: Source
     scoring: Scoring
     truncation: Truncation
+    causal: CausalSource | None = None
+    """Set where it is a language model that answers yes or no."""
 
 
 def load_source(source: str, options: SourceOptions | None = None) -> LoadedSource:
@@ -87,8 +93,8 @@ def load_source(source: str, options: SourceOptions | None = None) -> LoadedSour
 
     with _quiet_transformers():
         config = _load_config(source, location, options)
-        _refuse_other_models(source, location, config)
-        model = _load_model(source, location, options)
+        is_causal = _is_causal(source, location, config, options)
+        model = _load_model(source, location, options, is_causal=is_causal)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 location, revision=options.revision, trust_remote_code=options.trust_remote_code
@@ -101,6 +107,7 @@ def load_source(source: str, options: SourceOptions | None = None) -> LoadedSour
             got=type(tokenizer).__name__,
             allowed="a fast tokenizer",
         )
+    causal = read_causal(source, location, config, tokenizer, options.causal) if is_causal else None
     return LoadedSource(
         model=model,
         tokenizer=tokenizer,
@@ -109,8 +116,9 @@ def load_source(source: str, options: SourceOptions | None = None) -> LoadedSour
             revision=getattr(config, "_commit_hash", None),
             weights_sha256=digest_weights(model),
         ),
-        scoring=_read_scoring(location, config, options),
-        truncation=_read_truncation(source, config, tokenizer, options),
+        scoring=_read_scoring(location, config, options, causal),
+        truncation=_read_truncation(source, config, tokenizer, options, causal),
+        causal=causal,
     )
 
 
@@ -184,7 +192,8 @@ def _load_config(source: str, location: str, options: SourceOptions) -> Pretrain
     return config
 
 
-def _refuse_other_models(source: str, location: str, config: PretrainedConfig) -> None:
+def _is_causal(source: str, location: str, config: PretrainedConfig, options: SourceOptions) -> bool:
+    """Whether a model is a causal reranker; what is neither that nor a cross-encoder is refused."""
     modules = _read_json(Path(location) / "modules.json")
     if isinstance(modules, list) and any("Pooling" in str(module.get("type")) for module in modules):
         raise SourceError(
@@ -192,17 +201,33 @@ def _refuse_other_models(source: str, location: str, config: PretrainedConfig) -
             allowed=f"a cross-encoder (*{_HEAD})",
         )
     architectures = list(config.architectures or ())
+    if any(name.endswith(_CAUSAL_HEAD) for name in architectures):
+        if options.causal.template is None and find_logit_score(location) is None:
+            raise SourceError(
+                f"{source} is a language model and does not say how it scores a pair",
+                got=", ".join(architectures),
+                allowed="a LogitScore module of sentence-transformers, or a template",
+                fix="If it is a reranker that answers yes or no, say what it was trained on: --template qwen3, or a file.",
+            )
+        return True
+    if given := options.causal.given():
+        raise SourceError(
+            f"{source} is no language model: nothing stands around its pairs",
+            got=", ".join(given),
+            fix="Leave them out.",
+        )
     if not any(name.endswith(_HEAD) for name in architectures):
         raise SourceError(
             f"{source} has no classification head",
             got=", ".join(architectures) or "no architecture in its config",
             allowed=f"a cross-encoder (*{_HEAD})",
         )
+    return False
 
 
-def _load_model(source: str, location: str, options: SourceOptions) -> PreTrainedModel:
+def _load_model(source: str, location: str, options: SourceOptions, *, is_causal: bool) -> PreTrainedModel:
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     folder = Path(location)
     if folder.is_dir() and not options.allow_pickle and not list(folder.glob("*.safetensors")):
@@ -216,7 +241,8 @@ def _load_model(source: str, location: str, options: SourceOptions) -> PreTraine
             )
         raise SourceError(f"{source} holds no weights", allowed="*.safetensors")
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        loader = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
+        model, info = loader.from_pretrained(
             location,
             revision=options.revision,
             trust_remote_code=options.trust_remote_code,
@@ -236,9 +262,9 @@ def _load_model(source: str, location: str, options: SourceOptions) -> PreTraine
     return loaded
 
 
-def _read_scoring(location: str, config: PretrainedConfig, options: SourceOptions) -> Scoring:
-    count = int(config.num_labels)
-    names = config.id2label or {}
+def _read_scoring(location: str, config: PretrainedConfig, options: SourceOptions, causal: CausalSource | None) -> Scoring:
+    count = int(config.num_labels) if causal is None else 1
+    names = (config.id2label or {}) if causal is None else {0: causal.label}
     labels = tuple(str(names.get(i, f"LABEL_{i}")) for i in range(count))
     label = options.ranking_label
     if label is None and count <= 2:
@@ -271,11 +297,19 @@ def _read_activation(location: str, config: PretrainedConfig, labels: int) -> Ac
 
 
 def _read_truncation(
-    source: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, options: SourceOptions
+    source: str,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    options: SourceOptions,
+    causal: CausalSource | None,
 ) -> Truncation:
     limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < _LARGEST_PLAUSIBLE_LENGTH else []
     if (positions := _usable_positions(config)) is not None:
         limits.append(positions)
+    if causal is not None:
+        limit = min(limits, default=None)
+        lengths = {"max_length": options.max_length, "query_max_length": options.query_max_length}
+        return read_prompt_truncation(source, causal.prompt, tokenizer, limit, **lengths)
     if options.max_length is not None:
         limits = limits or [options.max_length]
     if not limits:

@@ -63,6 +63,7 @@ from crossforge.profiles.manifest import (
     Variant,
 )
 from crossforge.profiles.precision import Precision
+from crossforge.profiles.prompt import Prompt
 from crossforge.profiles.providers import ENGINE_OF, PREFERENCE, RUNS_ONLY, ExecutionProvider, mismatch
 from crossforge.profiles.shapes import (
     OptimizationProfile,
@@ -120,6 +121,7 @@ __all__ = [
     "ParityQuality",
     "ParityReport",
     "Precision",
+    "Prompt",
     "ProviderFallbackWarning",
     "ProviderUnavailableError",
     "RequestTooLargeError",

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crossforge.profiles import Activation, DeploymentProfile, EngineRecord, InputError, Manifest
+from crossforge.profiles import Activation, DeploymentProfile, EngineRecord, InputError, Manifest, Prompt
 from crossforge.runtime.console import (
     DebugOption,
     JsonOption,
@@ -35,6 +35,9 @@ PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bu
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
 DeploymentOption = Annotated[
     Path | None, typer.Option(help="A deployment profile (TOML), as tune writes it.", show_default=False)
+]
+InstructionOption = Annotated[
+    str | None, typer.Option(help="What a causal reranker is told to look for.", show_default="the bundle's")
 ]
 QueryOption = Annotated[str | None, typer.Option("--query", "-q", help="The query.", show_default=False)]
 
@@ -65,6 +68,7 @@ def score(
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
     deployment: DeploymentOption = None,
+    instruction: InstructionOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -78,7 +82,12 @@ def score(
         raise InputError("--passage needs --query", got="--pairs", allowed="one of the two ways")
     texts = read_pairs(pairs) if pairs is not None else [(query or "", text) for text in passage or ()]
     with Reranker.load(
-        bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
+        bundle,
+        provider=provider,
+        precision=precision,
+        strict=strict,
+        deployment=read_deployment(deployment),
+        instruction=instruction,
     ) as reranker:
         _say_what_runs(reranker)
         scored = reranker.score_pairs(texts)
@@ -116,6 +125,7 @@ def rank(
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
     deployment: DeploymentOption = None,
+    instruction: InstructionOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -125,7 +135,12 @@ def rank(
 
     items = read_passages(passages)
     with Reranker.load(
-        bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
+        bundle,
+        provider=provider,
+        precision=precision,
+        strict=strict,
+        deployment=read_deployment(deployment),
+        instruction=instruction,
     ) as reranker:
         _say_what_runs(reranker)
         ranked = reranker.rank(query, [item.text for item in items], top_k=top_k)
@@ -176,6 +191,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpt
         "inputs": ", ".join(manifest.input_names),
         "pair": f"up to {truncation.max_length} tokens; the query keeps {truncation.query_max_length}, "
         f"the passage gives way on the {truncation.side}",
+        **({"prompt": _describe_prompt(manifest.prompt)} if manifest.prompt else {}),
         "labels": f"{', '.join(scoring.labels)}; ranks by "
         + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
         "activation": scoring.activation,
@@ -343,6 +359,11 @@ def _say_what_is_unknown(count: int, total: int) -> None:
         err.print(
             f"[yellow]Warning:[/] {count} of {total} pairs hold text that the model has no token for (--json says how much)"
         )
+
+
+def _describe_prompt(prompt: Prompt) -> str:
+    text = _one_line(prompt.body)
+    return text if prompt.instruction is None else f"{text}; instruction: {_one_line(prompt.instruction)}"
 
 
 def _one_line(text: str) -> str:

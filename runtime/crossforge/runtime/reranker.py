@@ -25,12 +25,13 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.activation import Floats, activate, relevance
 from crossforge.runtime.batching import BatchPlan, padding_waste
-from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
+from crossforge.runtime.prompts import open_tokenizer
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
 from crossforge.runtime.scored import ScoredPairs, check_finite, warn_of_losses
@@ -99,6 +100,7 @@ class Reranker:
         precision: str = AUTO,
         strict: bool = False,
         deployment: DeploymentProfile | None = None,
+        instruction: str | None = None,
         check_files: bool = True,
         check_golden: bool = False,
         allow_host_code: bool = False,
@@ -112,6 +114,7 @@ class Reranker:
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
             strict: Raise where another provider than the chosen one would run.
             deployment: How to run it. ``provider`` and ``precision``, where given, win over it.
+            instruction: What a causal reranker is told to look for; None takes the bundle's own.
             check_files: Compare the sha256 of every file that is read with the manifest's.
             check_golden: Score the manifest's golden pairs, and raise if they come out differently.
             allow_host_code: Load TensorRT engines that embed code for the host, as version-compatible ones do. Such an
@@ -120,7 +123,7 @@ class Reranker:
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
-            InputError: An unknown provider or precision.
+            InputError: An unknown provider or precision; or an instruction that the model cannot take.
             MachineError: This machine cannot run it, or, with ``strict``, not as asked.
             EngineError: The model does not load, or fails its golden pairs.
 
@@ -147,10 +150,10 @@ class Reranker:
         manifest = bundle.manifest
         with ThreadPoolExecutor(1, thread_name_prefix="crossforge-load") as loader:  # beside the session, to start sooner
             tokenizer_loading = loader.submit(
-                PairTokenizer.from_file,
-                bundle.path / TOKENIZER_NAME,
-                manifest.pair_template,
-                manifest.truncation,
+                open_tokenizer,
+                bundle.path,
+                manifest,
+                instruction=instruction,
                 cache=TokenCache(deployment.passage_cache_bytes) if deployment.passage_cache_bytes else None,
             )
             opened = open_session(

@@ -120,7 +120,7 @@ class PairTokenizer:
             if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
                 raise InputError(f"pair {i} is not a pair", got=_describe(pair), allowed="(query, passage)")
             query, passage = pair
-            _check_query(query, f"the query of pair {i}")
+            check_query(query, f"the query of pair {i}")
             head_of_pair[i] = index_of_query.setdefault(query, len(index_of_query))
             passages.append(passage)
         return self._encode(list(index_of_query), passages, head_of_pair)
@@ -133,9 +133,9 @@ class PairTokenizer:
         max_passage_tokens: int | None = None,
     ) -> EncodedPairs:
         for query in queries:
-            _check_query(query, "the query")
+            check_query(query, "the query")
         for i, passage in enumerate(passages):
-            _check_text(passage, f"passage {i}")
+            check_text(passage, f"passage {i}")
         query_ids = self._tokenize(queries)
         passage_ids = self._tokenize_passages(passages)
 
@@ -153,7 +153,7 @@ class PairTokenizer:
         suffix = len(self.template.suffix.ids)
         lengths = [len(heads[h]) + len(ids) + suffix for ids, h in zip(kept_passages, head_of_pair, strict=True)]
         unknown_in_queries, unknown_in_passages = self._count_unknown(kept_queries), self._count_unknown(kept_passages)
-        mostly_unknown_queries = _are_mostly_unknown(queries, kept_queries, unknown_in_queries)
+        mostly_unknown_queries = are_mostly_unknown(queries, kept_queries, unknown_in_queries)
         return EncodedPairs(
             heads=heads,
             head_of_pair=head_of_pair,
@@ -162,7 +162,7 @@ class PairTokenizer:
             truncated=passage_cut | query_truncated,
             query_truncated=query_truncated,
             unknown_tokens=unknown_in_passages + unknown_in_queries[head_of_pair],
-            mostly_unknown=_are_mostly_unknown(passages, kept_passages, unknown_in_passages)
+            mostly_unknown=are_mostly_unknown(passages, kept_passages, unknown_in_passages)
             | mostly_unknown_queries[head_of_pair],
         )
 
@@ -177,7 +177,7 @@ class PairTokenizer:
         room = self.truncation.max_length - query_tokens - self.template.special_token_count
         kept = [self.truncation.query_max_length, *(room for _ in passages)]
         return [
-            _read_span(encoding, keep, len(text), self.truncation.side)
+            read_span(encoding, keep, len(text), self.truncation.side)
             for encoding, keep, text in zip(texts, kept, [query, *passages], strict=True)
         ]
 
@@ -215,7 +215,8 @@ class PairTokenizer:
         return (ids[:keep] if self.truncation.side is TruncationSide.RIGHT else ids[-keep:]).copy()
 
 
-def _read_span(encoding: Encoding, keep: int, characters: int, side: TruncationSide) -> tuple[int, int]:
+def read_span(encoding: Encoding, keep: int, characters: int, side: TruncationSide) -> tuple[int, int]:
+    """Start and end of the characters that the first ``keep`` tokens of a text spell, or the last ones."""
     if len(encoding.ids) <= keep:
         return 0, characters
     # A character that several tokens spell is read if all of them are kept.
@@ -224,7 +225,7 @@ def _read_span(encoding: Encoding, keep: int, characters: int, side: TruncationS
     return int(max(encoding.offsets[-keep][0], encoding.offsets[-keep - 1][1])), characters
 
 
-def _are_mostly_unknown(texts: Sequence[str], kept: Sequence[Ids], unknown: NDArray[np.int32]) -> NDArray[np.bool_]:
+def are_mostly_unknown(texts: Sequence[str], kept: Sequence[Ids], unknown: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Whether more than half of each text's tokens are unknown, its symbols left out: bool [texts].
 
     Emoji are unknown to most vocabularies and say little; a script that a vocabulary lacks leaves nothing to score.
@@ -321,13 +322,23 @@ def _check_is_list(value: object, name: str, items: str) -> None:
         raise InputError(f"{name} must be a list", got=_describe(value), allowed=f"a list or tuple of {items}")
 
 
-def _check_query(query: object, what: str) -> None:
-    _check_text(query, what)
+def check_query(query: object, what: str) -> None:
+    """Make sure that a query can be used.
+
+    Raises:
+        InputError: It is blank, or as :func:`check_text`.
+    """
+    check_text(query, what)
     if not str(query).strip():
         raise InputError(f"{what} is empty", got=repr(query), allowed="a text that is not blank")
 
 
-def _check_text(text: object, what: str) -> None:
+def check_text(text: object, what: str) -> None:
+    """Make sure that a text can be used.
+
+    Raises:
+        InputError: It is not a string, is longer than :data:`MAX_TEXT_CHARS`, or holds a lone surrogate.
+    """
     if not isinstance(text, str):
         raise InputError(f"{what} is not a string", got=_describe(text), allowed="str")
     if len(text) > MAX_TEXT_CHARS:

@@ -11,6 +11,7 @@ from crossforge.runtime.decision import decide
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.prompts import derive_prompt_template
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.tokenization import derive_pair_template, load_tokenizer
 
@@ -90,8 +91,10 @@ def _note(verdict: VariantVerdict) -> str:
 
 
 def _check_template(bundle: Bundle) -> str | None:
+    prompt = bundle.manifest.prompt
     try:
-        template = derive_pair_template(load_tokenizer(bundle.path / TOKENIZER_NAME))
+        tokenizer = load_tokenizer(bundle.path / TOKENIZER_NAME)
+        template = derive_pair_template(tokenizer) if prompt is None else derive_prompt_template(tokenizer, prompt)
     except CrossforgeError as error:
         return str(error)
     return None if template == bundle.manifest.pair_template else "the tokenizer joins pairs in another way"
