@@ -1,4 +1,4 @@
-"""Tiny causal rerankers with random weights: decoders of four families behind a byte-level BPE that splits text as Qwen's does."""
+"""Tiny causal rerankers with random weights: decoders behind a byte-level BPE that splits text as Qwen's does."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from support.tiny_models import _TEXTS as TEXTS
+from support.tiny_models import TEXTS
 
 MAX_LENGTH = 224
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 PLAIN = ["<think>", "</think>"]
-_SPLIT = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 """How Qwen2 and Qwen3 split a text before the merges; from their tokenizer.json."""
 CARD_PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
@@ -24,18 +27,19 @@ CARD_PREFIX = (
 )
 CARD_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 CARD_TASK = "Given a web search query, retrieve relevant passages that answer the query"
+_ROLE = '{{ messages | selectattr("role", "eq", "%s") | map(attribute="content") | first }}'
 CHAT_TEMPLATE = (
-    CARD_PREFIX.replace('"', '\\"').join(("{{- \"", "\" -}}"))
-    + '<Instruct>: {{ (messages | selectattr("role", "eq", "system") | map(attribute="content") | list + ["%s"])[0] }}\n'
-    % CARD_TASK
-    + '<Query>: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\n'
-    + '<Document>: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}'
-    + CARD_SUFFIX.replace("\n", "\\n").join(("{{- \"", "\" -}}"))
+    "{{- " + json.dumps(CARD_PREFIX) + " -}}"
+    '<Instruct>: {{ (messages | selectattr("role", "eq", "system") | map(attribute="content") | list'
+    f' + ["{CARD_TASK}"])[0] }}}}\n<Query>: {_ROLE % "query"}\n<Document>: {_ROLE % "document"}'
+    "{{- " + json.dumps(CARD_SUFFIX) + " -}}"
 )
 """Qwen3-Reranker's text as a chat template, in the form that sentence-transformers fills with a pair."""
 
 
-def save_causal_model(folder: Path, model_type: str = "qwen3", *, sentence_transformers: bool = False, **config: Any) -> Path:
+def save_causal_model(
+    folder: Path, model_type: str = "qwen3", *, sentence_transformers: bool = False, **config: Any
+) -> Path:
     """Save a tiny decoder and its tokenizer.
 
     Args:
@@ -110,10 +114,5 @@ def _trained() -> str:
     tokenizer.train_from_iterator(filled + borders * 4, trainer)
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in PLAIN])
-    assert tokenizer.token_to_id("yes") is not None and tokenizer.token_to_id("no") is not None
+    assert {"yes", "no"} <= tokenizer.get_vocab().keys()
     return str(tokenizer.to_str())
-
-
-def edit_config(path: Path, **changes: Any) -> None:
-    """Set fields of a JSON file."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -30,13 +30,16 @@ from crossforge.profiles import (
     GateError,
     InputError,
     Manifest,
+    PairTemplate,
     Precision,
+    Prompt,
     Trimming,
     Variant,
 )
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.prompts import derive_prompt_template
 from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.sessions.native.encoder_file import read_encoder, write_encoder
@@ -128,6 +131,8 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     """
     manifest = source.manifest
     texts = dict.fromkeys([*corpus, *_texts_of(builtin_pairs())])
+    if manifest.prompt is not None:
+        texts = dict.fromkeys(_fill_prompt(manifest.prompt, texts))
     graphs = [precision for precision in manifest.variants if precision not in ENGINE_OF]
     if not graphs:
         raise InputError(
@@ -152,7 +157,7 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     left_out = write_renumbered_files(source.path, names, folder, result.tokenizer_json, result.new_ids)
     trimmed_manifest = replace(
         manifest,
-        pair_template=derive_pair_template(load_tokenizer(folder / TOKENIZER_NAME)),
+        pair_template=_derive_template(folder, manifest.prompt),
         pad_token_id=int(result.new_ids[manifest.pad_token_id]),
         trimmed=_add_up(manifest.trimmed, result),
         variants=variants,
@@ -160,6 +165,17 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     )
     kept = {name for precision in variants for name in manifest.variants[precision].files}
     return trimmed_manifest, [*left_out, *sorted(of_models - kept)]
+
+
+def _fill_prompt(prompt: Prompt, texts: Iterable[str]) -> list[str]:
+    """Texts as the model reads them: tokens that reach over from the prompt into a text are kept too."""
+    before, between = prompt.before_query(), prompt.before_passage()
+    return [prompt.prefix, prompt.suffix, *(f"{before}{text}{between}{text}" for text in texts)]
+
+
+def _derive_template(folder: Path, prompt: Prompt | None) -> PairTemplate:
+    tokenizer = load_tokenizer(folder / TOKENIZER_NAME)
+    return derive_pair_template(tokenizer) if prompt is None else derive_prompt_template(tokenizer, prompt)
 
 
 def _read_graph(source: Bundle, precision: Precision) -> ModelProto:

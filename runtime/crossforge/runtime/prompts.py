@@ -60,11 +60,24 @@ class PromptTokenizer(PairTokenizer):
         if truncation.side is not TruncationSide.RIGHT:
             raise ValueError("a prompt's passage is cut on the right alone")
         self.prompt = prompt
+        self._outer = template
         self._before_query = prompt.before_query(instruction)
         self._before_passage = prompt.before_passage(instruction)
         own_text = self._before_query, self._before_passage
         super().__init__(tokenizer, _with_text(template, tokenizer, own_text), truncation, cache=cache)
         self._room = truncation.max_length - len(self.template.prefix.ids) - len(self.template.suffix.ids)
+
+    def with_instruction(self, instruction: str) -> PairTokenizer:
+        """As :meth:`PairTokenizer.with_instruction`; shares the cache, which holds whole texts."""
+        if self.prompt.instruction is None:
+            return super().with_instruction(instruction)
+        check_query(instruction, "the instruction")
+        try:
+            return PromptTokenizer(
+                self._tokenizer, self.prompt, self._outer, self.truncation, instruction=instruction, cache=self.cache
+            )
+        except ValueError as error:
+            raise InputError(f"the instruction is too long ({error})", fix="Shorten it.") from error
 
     def read_spans(self, query: str, passages: Sequence[str]) -> list[tuple[int, int]]:
         """As :meth:`PairTokenizer.read_spans`."""
@@ -152,27 +165,16 @@ def open_tokenizer(
         InputError: The model takes no instruction, or this one leaves no room for a passage.
     """
     path = Path(folder) / TOKENIZER_NAME
-    prompt = manifest.prompt
-    if instruction is not None and (prompt is None or prompt.instruction is None):
-        raise InputError("this model takes no instruction", got=repr(f"{instruction:.60}"), fix="Leave it out.")
-    if prompt is None:
-        return PairTokenizer.from_file(path, manifest.pair_template, manifest.truncation, cache=cache)
-    if instruction is not None:
-        check_query(instruction, "the instruction")
-    try:
-        return PromptTokenizer(
-            load_tokenizer(path),
-            prompt,
-            manifest.pair_template,
-            manifest.truncation,
-            instruction=instruction,
-            cache=cache,
-        )
-    except ValueError as error:
-        raise InputError(
-            f"the prompt does not fit into a pair ({error})",
-            fix="Shorten the instruction, or export the bundle again with a larger --max-length.",
-        ) from error
+    if manifest.prompt is None:
+        tokenizer = PairTokenizer.from_file(path, manifest.pair_template, manifest.truncation, cache=cache)
+    else:
+        try:
+            tokenizer = PromptTokenizer(
+                load_tokenizer(path), manifest.prompt, manifest.pair_template, manifest.truncation, cache=cache
+            )
+        except ValueError as error:
+            raise InputError(f"the prompt does not fit into a pair ({error})", fix="Allow longer pairs.") from error
+    return tokenizer if instruction is None else tokenizer.with_instruction(instruction)
 
 
 def derive_prompt_template(tokenizer: Tokenizer, prompt: Prompt) -> PairTemplate:

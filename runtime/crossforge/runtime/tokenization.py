@@ -89,6 +89,14 @@ class PairTokenizer:
         """
         return cls(load_tokenizer(path), template, truncation, cache=cache)
 
+    def with_instruction(self, instruction: str) -> PairTokenizer:
+        """The same tokenizer for another instruction, where the model is told what to look for.
+
+        Raises:
+            InputError: The model takes none, or this one leaves no room for a passage.
+        """
+        raise InputError("this model takes no instruction", got=f"{instruction!r:.60}", fix="Leave it out.")
+
     def encode(self, query: str, passages: Sequence[str], *, max_passage_tokens: int | None = None) -> EncodedPairs:
         """Encode one query against many passages.
 
