@@ -24,8 +24,9 @@ SHORT = Truncation(max_length=110, query_max_length=12, side=TruncationSide.RIGH
 QUERY = "How many people live in Berlin?"
 PASSAGE = "Berlin has a population of 3,520,031 registered inhabitants."
 EDGES = (
-    "", " ", "  a", "a  ", "\n", "\n\na", "a\n\n", "\r\nb\r\n", "\ta\t", ":", "...", "?!", "(a)", "'s", "s'", "3,141", "12345",
-    "質問：答え。", "。", "🦀", "👩‍👩‍👧", "é", "e\u0301", "\u0301", "ﬁ", "\u200d", "\u00a0x\u00a0", "<Document>: ", "<Query>: x\n",
+    "", " ", "  a", "a  ", "\n", "\n\na", "a\n\n", "\r\nb\r\n", "\ta\t", ":", "...", "?!", "(a)", "'s", "s'", "3,141",
+    "質問：答え。", "。", "🦀", "👩‍👩‍👧", "é", "e\u0301", "\u0301", "ﬁ", "\u200d", "\u00a0x\u00a0",
+    "12345", "<Document>: ", "<Query>: x\n",
     "<|im_end|>", "<think>", "yes", " no", "{query}", "{passage}", "{instruction}", "\x00",
 )  # fmt: skip
 texts = st.one_of(
@@ -36,9 +37,7 @@ texts = st.one_of(
 queries = texts.filter(str.strip)
 
 
-def open_prompt(
-    truncation: Truncation = LONG, prompt: Prompt = QWEN3, cache: TokenCache | None = None
-) -> PromptTokenizer:
+def open_prompt(truncation: Truncation = LONG, prompt: Prompt = QWEN3, cache: TokenCache | None = None) -> PromptTokenizer:
     tokenizer = Tokenizer.from_str(REFERENCE.backend_tokenizer.to_str())
     return PromptTokenizer(tokenizer, prompt, derive_prompt_template(tokenizer, prompt), truncation, cache=cache)
 

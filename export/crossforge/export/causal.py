@@ -74,27 +74,19 @@ class CausalSource:
     label: str
 
 
-def read_causal(
-    source: str,
-    location: str,
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    options: CausalOptions,
-) -> CausalSource:
+def read_causal(source: str, location: str, tokenizer: PreTrainedTokenizerFast, options: CausalOptions) -> CausalSource:
     """Find out how a language model scores a pair.
 
     Args:
         source: What an error calls it.
         location: Its folder.
-        config: Its config.
         tokenizer: Its tokenizer.
         options: What was said about it; wins over what the folder says.
 
     Raises:
-        SourceError: It does not say, or in a way that crossforge does not know; or it is a decoder that cannot be exported.
+        SourceError: It does not say, or in a way that crossforge does not know.
     """
-    _check_decoder(source, config)
-    module = find_logit_score(location)
+    module = _find_logit_score(location)
     if options.template is not None:
         prompt = _read_prompt(options.template)
     elif module is not None:
@@ -102,8 +94,8 @@ def read_causal(
     else:
         raise SourceError(
             f"{source} is a language model and does not say how it scores a pair",
-            allowed="a LogitScore module of sentence-transformers, or --template",
-            fix=f"If it is a causal reranker, name what it was trained on: --template {'|'.join(PROMPTS)}|FILE.",
+            allowed="a LogitScore module of sentence-transformers, or a template",
+            fix=f"If it is a reranker that answers yes or no, say what it was trained on. {_NAME_IT}",
         )
     if options.instruction is not None:
         if prompt.instruction is None:
@@ -125,7 +117,7 @@ def read_causal(
     )
 
 
-def find_logit_score(location: str) -> dict[str, Any] | None:
+def _find_logit_score(location: str) -> dict[str, Any] | None:
     """The settings of the module by which sentence-transformers scores with a language model, if there is one."""
     modules = _read_json(Path(location) / "modules.json")
     for module in modules if isinstance(modules, list) else ():
@@ -175,8 +167,12 @@ def read_prompt_truncation(
     return Truncation(max_length=length, query_max_length=query, side=TruncationSide.RIGHT)
 
 
-def _check_decoder(source: str, config: PretrainedConfig) -> None:
-    """Refuse what the traced graph would compute otherwise on inputs that the verification pairs do not show."""
+def check_decoder(source: str, config: PretrainedConfig) -> None:
+    """Refuse what the traced graph would compute otherwise on inputs that the verification pairs do not show.
+
+    Raises:
+        SourceError: It is such a decoder, or one that nobody tried.
+    """
     kind = str(getattr(config, "model_type", ""))
     if kind not in MODEL_TYPES:
         raise SourceError(f"{source} is a decoder that crossforge does not know", got=kind, allowed=", ".join(MODEL_TYPES))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossforge.export.causal import CausalOptions, CausalSource, find_logit_score, read_causal, read_prompt_truncation
+from crossforge.export.causal import CausalOptions, CausalSource, check_decoder, read_causal, read_prompt_truncation
 from crossforge.export.demo import DEMO, materialize_demo_model
 from crossforge.profiles import (
     Activation,
@@ -107,7 +107,7 @@ def load_source(source: str, options: SourceOptions | None = None) -> LoadedSour
             got=type(tokenizer).__name__,
             allowed="a fast tokenizer",
         )
-    causal = read_causal(source, location, config, tokenizer, options.causal) if is_causal else None
+    causal = read_causal(source, location, tokenizer, options.causal) if is_causal else None
     return LoadedSource(
         model=model,
         tokenizer=tokenizer,
@@ -202,13 +202,7 @@ def _is_causal(source: str, location: str, config: PretrainedConfig, options: So
         )
     architectures = list(config.architectures or ())
     if any(name.endswith(_CAUSAL_HEAD) for name in architectures):
-        if options.causal.template is None and find_logit_score(location) is None:
-            raise SourceError(
-                f"{source} is a language model and does not say how it scores a pair",
-                got=", ".join(architectures),
-                allowed="a LogitScore module of sentence-transformers, or a template",
-                fix="If it is a reranker that answers yes or no, say what it was trained on: --template qwen3, or a file.",
-            )
+        check_decoder(source, config)
         return True
     if given := options.causal.given():
         raise SourceError(
