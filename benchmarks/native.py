@@ -3,7 +3,7 @@
 Beside each rate stands the share of the integer ceiling: what ONNX Runtime's MatMulInteger reaches on one large product with
 as many threads. Operations are those of the linear layers, with the last layer computed for one row.
 
-python benchmarks/native.py [--queries 2] [--rounds 7] [--workers 2] [--budgets 384,1024] [--torch]
+python benchmarks/native.py [--queries 2] [--rounds 7] [--workers 2] [--budgets 384,1024] [--kernels avx2] [--torch]
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from crossforge.runtime.loading import open_model
 from crossforge.runtime.machine import usable_cores
 from crossforge.runtime.profiling.ceiling import measure_ceiling
 from crossforge.runtime.scoring import compute_logits
+from crossforge.runtime.sessions.native import NativeSession
 from crossforge.runtime.sessions.native.encoder_file import EncoderShape, read_encoder
 from crossforge.runtime.sessions.native.library import build_library
+from crossforge.runtime.sessions.protocol import Session
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", type=int, default=usable_cores())
     parser.add_argument("--budgets", default="384,1024")
+    parser.add_argument("--kernels", default="", help="the native engine's, instead of the fastest that runs here")
     parser.add_argument("--torch", action="store_true", help="also sentence-transformers, with as many threads")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -54,11 +57,13 @@ def main() -> None:
         if arguments.torch:
             contenders["sentence-transformers, fp32"] = torch_contender(work.pairs, workers)
         for budget in (int(text) for text in arguments.budgets.split(",")):
-            for precision, provider in (
-                (Precision.INT8, ExecutionProvider.CPU),
-                (Precision.INT8_NATIVE, ExecutionProvider.NATIVE),
-            ):
-                session = open_model(bundle.path / precision.path, provider, labels=1)
+            sessions: dict[str, Session] = {
+                "int8": open_model(bundle.path / Precision.INT8.path, ExecutionProvider.CPU, labels=1)
+            }
+            for kernels in arguments.kernels.split(","):
+                native = NativeSession(bundle.path / Precision.INT8_NATIVE.path, kernels=kernels or None)
+                sessions[f"int8_native ({native.kernels})"] = native
+            for name, session in sessions.items():
 
                 def run(session=session, budget=budget) -> object:
                     return compute_logits(
@@ -72,7 +77,7 @@ def main() -> None:
                         executor=pool if workers > 1 else None,
                     )
 
-                contenders[f"{precision}, {budget} tokens a batch"] = run
+                contenders[f"{name}, {budget} tokens a batch"] = run
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         ceilings = []
         for run in contenders.values():

@@ -14,34 +14,37 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crossforge.profiles import BundleError, EngineError, ExecutionProvider, ProviderUnavailableError
-from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.sessions.native import NativeSession
 from crossforge.runtime.sessions.native.encoder_file import Encoder, read_encoder, write_encoder
-from crossforge.runtime.sessions.native.library import NATIVE_INSTRUCTION_SET, build_library, find_library
+from crossforge.runtime.sessions.native.library import (
+    SCALAR,
+    build_library,
+    find_library,
+    kernels_here,
+    load_library,
+)
 from support.encoders import compute, gelu, make_batch, make_encoder, make_shape
 
 TOLERANCE = 0.02
 """A value on the edge of two codes may be rounded either way; logits spread over several units."""
-KERNELS = ["scalar", "avx512_vnni"]
 
 
-@pytest.fixture(params=KERNELS)
-def scalar(request: pytest.FixtureRequest) -> bool:
-    """Each kind of kernel that this processor runs."""
-    if request.param != "scalar":
-        require_vnni()
-    return bool(request.param == "scalar")
+@pytest.fixture(params=["avx512_vnni", "avx2", SCALAR])
+def kernels(request: pytest.FixtureRequest, native_library: Path) -> str:
+    """Each kind of kernel that this processor runs; the others have tests of their own (test_native_kernels.py)."""
+    return require(str(request.param), native_library)
 
 
-def require_vnni() -> None:
-    if NATIVE_INSTRUCTION_SET not in inspect_machine().instruction_sets:
-        pytest.skip(f"this processor has no {NATIVE_INSTRUCTION_SET}")
+def require(kernels: str, library: Path) -> str:
+    if kernels not in kernels_here(load_library(library)):
+        pytest.skip(f"this processor does not run {kernels}")
+    return kernels
 
 
-def open_encoder(encoder: Encoder, folder: Path, library: Path, *, scalar: bool = False) -> NativeSession:
+def open_encoder(encoder: Encoder, folder: Path, library: Path, *, kernels: str | None = None) -> NativeSession:
     path = folder / "encoder.safetensors"
     write_encoder(encoder, path)
-    return NativeSession(path, labels=encoder.shape.labels, library=library, scalar=scalar)
+    return NativeSession(path, labels=encoder.shape.labels, library=library, kernels=kernels)
 
 
 def test_gelu_is_exact_to_a_small_part_of_the_step_that_it_is_rounded_to(native_library: Path) -> None:
@@ -52,12 +55,12 @@ def test_gelu_is_exact_to_a_small_part_of_the_step_that_it_is_rounded_to(native_
 
 @pytest.mark.parametrize("heads", [2, 4], ids=["heads of 64", "heads of 32"])
 def test_logits_are_those_of_the_same_arithmetic_in_numpy(
-    tmp_path: Path, native_library: Path, scalar: bool, heads: int
+    tmp_path: Path, native_library: Path, kernels: str, heads: int
 ) -> None:
     encoder = make_encoder(make_shape(hidden=128, heads=heads, intermediate=192, labels=3))
     batch = make_batch([1, 2, 5, 16, 17, 31, 40, 64, 67, 100], encoder.shape)
     expected = compute(encoder, batch, native_library)
-    session = open_encoder(encoder, tmp_path, native_library, scalar=scalar)
+    session = open_encoder(encoder, tmp_path, native_library, kernels=kernels)
     logits = session.run(batch)
     assert np.ptp(expected, axis=0).min() > 50 * TOLERANCE
     np.testing.assert_allclose(logits, expected, atol=TOLERANCE)
@@ -74,20 +77,22 @@ def test_logits_are_those_of_the_same_arithmetic_in_numpy(
 def test_vector_kernels_agree_with_plain_ones_for_any_shape(
     tmp_path: Path, native_library: Path, lengths: list[int], panels: int, wide: int, width: int, layers: int
 ) -> None:
-    require_vnni()
     hidden = 64 * panels
     encoder = make_encoder(make_shape(hidden=hidden, heads=hidden // width, intermediate=64 * wide, layers=layers))
     batch = make_batch(lengths, encoder.shape)
-    plain = open_encoder(encoder, tmp_path, native_library, scalar=True).run(batch)
-    vector = open_encoder(encoder, tmp_path, native_library).run(batch)
-    difference = np.abs(vector - plain)
-    assert (difference < TOLERANCE).mean() > 0.7  # here and there a value on an edge is rounded the other way
-    assert difference.max() < 0.5
+    *vectors, plain = (
+        open_encoder(encoder, tmp_path, native_library, kernels=name).run(batch)
+        for name in kernels_here(load_library(native_library))
+    )
+    for vector in vectors:
+        difference = np.abs(vector - plain)
+        assert (difference < TOLERANCE).mean() > 0.7  # here and there a value on an edge is rounded the other way
+        assert difference.max() < 0.5
 
 
-def test_a_pair_scores_the_same_bit_for_bit_in_any_batch(tmp_path: Path, native_library: Path, scalar: bool) -> None:
+def test_a_pair_scores_the_same_bit_for_bit_in_any_batch(tmp_path: Path, native_library: Path, kernels: str) -> None:
     encoder = make_encoder(make_shape(layers=2))
-    session = open_encoder(encoder, tmp_path, native_library, scalar=scalar)
+    session = open_encoder(encoder, tmp_path, native_library, kernels=kernels)
     lengths = [3, 130, 7, 64, 18, 99, 33, 1, 150, 90, 120, 110, 6]
     together = session.run(make_batch(lengths, encoder.shape))
     alone = [session.run(make_batch([length], encoder.shape))[0] for length in lengths]
@@ -95,17 +100,16 @@ def test_a_pair_scores_the_same_bit_for_bit_in_any_batch(tmp_path: Path, native_
     np.testing.assert_array_equal(session.run(make_batch(lengths[::-1], encoder.shape)), together[::-1])
 
 
-def test_padding_does_not_change_a_bit(tmp_path: Path, native_library: Path, scalar: bool) -> None:
+def test_padding_does_not_change_a_bit(tmp_path: Path, native_library: Path, kernels: str) -> None:
     encoder = make_encoder()
-    session = open_encoder(encoder, tmp_path, native_library, scalar=scalar)
+    session = open_encoder(encoder, tmp_path, native_library, kernels=kernels)
     narrow, wide = (make_batch([9, 20], encoder.shape, padded_to=width) for width in (20, 70))
     np.testing.assert_array_equal(session.run(narrow), session.run(wide))
 
 
-def test_threads_share_a_session(tmp_path: Path, native_library: Path) -> None:
-    require_vnni()
+def test_threads_share_a_session(tmp_path: Path, native_library: Path, kernels: str) -> None:
     encoder = make_encoder()
-    session = open_encoder(encoder, tmp_path, native_library)
+    session = open_encoder(encoder, tmp_path, native_library, kernels=kernels)
     batches = [make_batch([length, length + 1], encoder.shape) for length in range(1, 60)]
     expected = [session.run(batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
@@ -114,19 +118,19 @@ def test_threads_share_a_session(tmp_path: Path, native_library: Path) -> None:
         np.testing.assert_array_equal(answer, reference)
 
 
-def test_positions_of_a_roberta_begin_behind_its_padding_id(tmp_path: Path, native_library: Path, scalar: bool) -> None:
+def test_positions_of_a_roberta_begin_behind_its_padding_id(tmp_path: Path, native_library: Path, kernels: str) -> None:
     encoder = make_encoder(make_shape(padding_id=1, segments=1))
     batch = make_batch([5, 33], encoder.shape)
-    session = open_encoder(encoder, tmp_path, native_library, scalar=scalar)
+    session = open_encoder(encoder, tmp_path, native_library, kernels=kernels)
     assert session.input_names == ("input_ids", "attention_mask")
     np.testing.assert_allclose(session.run(batch), compute(encoder, batch, native_library), atol=TOLERANCE)
 
 
 def test_a_padding_token_inside_a_robertas_text_takes_no_position(
-    tmp_path: Path, native_library: Path, scalar: bool
+    tmp_path: Path, native_library: Path, kernels: str
 ) -> None:
     shape = make_shape(padding_id=1, segments=1, layers=1)
-    session = open_encoder(make_encoder(shape), tmp_path, native_library, scalar=scalar)
+    session = open_encoder(make_encoder(shape), tmp_path, native_library, kernels=kernels)
     batch = make_batch([6], shape)
     batch["input_ids"][0, 2] = shape.padding_id
     # transformers numbers the tokens that are not padding, and gives padding the position of its id
@@ -151,7 +155,7 @@ def test_inputs_that_are_no_pairs_are_refused(
     tmp_path: Path, native_library: Path, name: str, value: int, message: str
 ) -> None:
     encoder = make_encoder()
-    session = open_encoder(encoder, tmp_path, native_library, scalar=True)
+    session = open_encoder(encoder, tmp_path, native_library, kernels=SCALAR)
     batch = make_batch([4, 9], encoder.shape)
     batch[name][1, 3] = value
     with pytest.raises(EngineError, match=message):
@@ -163,24 +167,24 @@ def test_an_empty_pair_is_refused(tmp_path: Path, native_library: Path) -> None:
     batch = make_batch([4, 9], encoder.shape)
     batch["attention_mask"][0] = 0
     with pytest.raises(EngineError, match="no token"):
-        open_encoder(encoder, tmp_path, native_library, scalar=True).run(batch)
+        open_encoder(encoder, tmp_path, native_library, kernels=SCALAR).run(batch)
 
 
 def test_a_pair_longer_than_the_positions_is_refused(tmp_path: Path, native_library: Path) -> None:
     encoder = make_encoder(make_shape(positions=8))
     with pytest.raises(EngineError, match="longer than the model has positions"):
-        open_encoder(encoder, tmp_path, native_library, scalar=True).run(make_batch([9], encoder.shape))
+        open_encoder(encoder, tmp_path, native_library, kernels=SCALAR).run(make_batch([9], encoder.shape))
 
 
 def test_a_batch_without_pairs_has_no_logits(tmp_path: Path, native_library: Path) -> None:
     encoder = make_encoder(make_shape(labels=2))
     empty = {name: np.zeros((0, 5), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    assert open_encoder(encoder, tmp_path, native_library, scalar=True).run(empty).shape == (0, 2)
+    assert open_encoder(encoder, tmp_path, native_library, kernels=SCALAR).run(empty).shape == (0, 2)
 
 
 def test_a_closed_session_runs_nothing_and_closes_twice(tmp_path: Path, native_library: Path) -> None:
     encoder = make_encoder()
-    session = open_encoder(encoder, tmp_path, native_library, scalar=True)
+    session = open_encoder(encoder, tmp_path, native_library, kernels=SCALAR)
     session.close()
     session.close()
     with pytest.raises(EngineError, match="closed"):
@@ -189,7 +193,7 @@ def test_a_closed_session_runs_nothing_and_closes_twice(tmp_path: Path, native_l
 
 def test_closing_waits_for_the_batch_that_runs(tmp_path: Path, native_library: Path) -> None:
     encoder = make_encoder(make_shape(hidden=256, heads=8, intermediate=512))
-    session = open_encoder(encoder, tmp_path, native_library, scalar=True)
+    session = open_encoder(encoder, tmp_path, native_library, kernels=SCALAR)
     batch = make_batch([150] * 8, encoder.shape)
     begun = Event()
 
@@ -211,7 +215,7 @@ def test_an_encoder_with_other_labels_is_refused(tmp_path: Path, native_library:
     path = tmp_path / "encoder.safetensors"
     write_encoder(make_encoder(), path)
     with pytest.raises(BundleError, match="3 labels"):
-        NativeSession(path, labels=3, library=native_library, scalar=True)
+        NativeSession(path, labels=3, library=native_library, kernels=SCALAR)
 
 
 def test_an_encoder_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -306,5 +310,5 @@ def test_a_compiler_that_fails_leaves_no_library(tmp_path: Path) -> None:
 
 
 def test_it_says_that_it_is_the_native_provider(tmp_path: Path, native_library: Path) -> None:
-    session = open_encoder(make_encoder(), tmp_path, native_library, scalar=True)
+    session = open_encoder(make_encoder(), tmp_path, native_library, kernels=SCALAR)
     assert session.provider is ExecutionProvider.NATIVE

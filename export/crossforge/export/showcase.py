@@ -17,7 +17,7 @@ from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.ranking import RankedPassage
 from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.reranker import Reranker
-from crossforge.runtime.sessions.native.library import NATIVE_INSTRUCTION_SET, build_library, find_compiler, find_library
+from crossforge.runtime.sessions.native.library import NATIVE_INSTRUCTION_SETS, build_library, find_compiler, find_library
 
 _ROUNDS = 3
 _QUERIES = 8
@@ -47,7 +47,7 @@ def run_demo(target: str | Path, *, progress: Progress | None = None) -> Demonst
     """
     progress = progress or Silent()
     precisions: tuple[Precision, ...] = DEFAULT_PRECISIONS
-    if NATIVE_INSTRUCTION_SET in inspect_machine().instruction_sets and (find_library() or find_compiler()):
+    if set(NATIVE_INSTRUCTION_SETS) & set(inspect_machine().instruction_sets) and (find_library() or find_compiler()):
         with progress.stage("compile the native engine") as stage:
             stage.note = str(find_library() or build_library())
         precisions = (*precisions, Precision.INT8_NATIVE)

@@ -113,7 +113,7 @@ class VariantMaker:
         self.reports: dict[Precision, VariantReport] = {}
         self._machine = inspect_machine()
         exact = bool(set(EXACT_INT8_INSTRUCTION_SETS) & set(self._machine.instruction_sets))
-        self._dynamic: tuple[ModelProto, DynamicRecipe] | None = None
+        self._dynamic: tuple[ModelProto, bool, DynamicRecipe] | None = None
         self._reduce_range = not exact if options.reduce_range is None else options.reduce_range
 
     def score(self, model: ModelProto) -> Floats:
@@ -212,7 +212,8 @@ class VariantMaker:
             raise ProviderUnavailableError(f"the native engine cannot measure an {Precision.INT8_NATIVE} variant: {reason}")
         path = self._folder / Precision.INT8_NATIVE.path
         with self._progress.stage(f"quantize to {Precision.INT8_NATIVE}") as stage:
-            recipe = self._prepare_dynamic(graph)
+            reduce_range = bool(self._options.reduce_range)  # its kernels saturate on no processor
+            recipe = self._prepare_dynamic(graph, reduce_range=reduce_range)
             encoder = make_encoder(recipe, config)
             write_encoder(encoder, path)
             stage.note = f"{encoder.shape.layers} layers of {encoder.shape.hidden} channels, {encoder.shape.heads} heads"
@@ -227,7 +228,7 @@ class VariantMaker:
                 stage=stage,
                 provider=ExecutionProvider.NATIVE,
             )
-        self._accept(measured, {**recipe.settings, "reduce_range": self._reduce_range})
+        self._accept(measured, {**recipe.settings, "reduce_range": reduce_range})
 
     def _add_openvino(self, precision: Precision, graph: ModelProto, reference: Floats) -> None:
         """Write a variant for OpenVINO; bfloat16 is the float32 file computed in another way, and judged like any other."""
@@ -248,17 +249,17 @@ class VariantMaker:
             )
         self._accept(measured, made.settings)
 
-    def _prepare_dynamic(self, graph: ModelProto) -> DynamicRecipe:
-        """The recipe of int8, prepared once for all variants of one graph."""
-        if self._dynamic is None or self._dynamic[0] is not graph:
-            levels = REDUCED_LEVELS if self._reduce_range else LEVELS
+    def _prepare_dynamic(self, graph: ModelProto, *, reduce_range: bool) -> DynamicRecipe:
+        """The recipe of int8, prepared once for all variants of one graph and range."""
+        if self._dynamic is None or self._dynamic[0] is not graph or self._dynamic[1] != reduce_range:
+            levels = REDUCED_LEVELS if reduce_range else LEVELS
             batches = self._runner.batches(graph, self._calibration)
-            self._dynamic = (graph, prepare_int8(graph, batches, levels=levels))
-        return self._dynamic[1]
+            self._dynamic = (graph, reduce_range, prepare_int8(graph, batches, levels=levels))
+        return self._dynamic[2]
 
     def _prepare(self, precision: Precision, graph: ModelProto) -> Recipe:
         if precision is Precision.INT8 and self._options.recipe is Int8Recipe.DYNAMIC:
-            return self._prepare_dynamic(graph)
+            return self._prepare_dynamic(graph, reduce_range=self._reduce_range)
         levels = REDUCED_LEVELS if self._reduce_range else LEVELS
         batches = self._runner.batches(graph, self._calibration)
         return prepare_int8_static(

@@ -257,12 +257,13 @@ def native(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Compile the native engine for int8 on this machine's processor, into the user's cache folder."""
-    from crossforge.runtime.sessions.native.library import build_library
+    from crossforge.runtime.sessions.native.library import build_library, kernels_here, load_library
 
     with TerminalProgress().stage("compile the native engine") as stage:
         library = build_library(compiler=compiler)
         stage.note = f"{library.stat().st_size / 1e3:.0f} kB"
     out.print(f"Wrote {escape(str(library))}", soft_wrap=True)
+    out.print(f"Kernels that this processor runs, the fastest first: {', '.join(kernels_here(load_library(library)))}")
 
 
 @app.command()

@@ -87,6 +87,8 @@ def _problems(machine: Machine) -> list[str]:
         )
     if not set(EXACT_INT8_INSTRUCTION_SETS) & set(machine.instruction_sets):
         problems.append(
-            "This processor has no VNNI instructions: int8 products saturate, so int8 variants are passed over for fp32 here"
+            "This processor has no VNNI instructions: ONNX Runtime's int8 products saturate, so int8 variants are passed "
+            "over for fp32 here. The native engine's do not: crossforge native, then "
+            "crossforge quantize BUNDLE --precision int8_native"
         )
     return problems

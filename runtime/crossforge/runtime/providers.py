@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from crossforge.profiles import PREFERENCE, ExecutionProvider, InputError, ProviderUnavailableError
 from crossforge.runtime.machine import Machine
-from crossforge.runtime.sessions.native.library import BUILD_COMMAND, NATIVE_INSTRUCTION_SET
+from crossforge.runtime.sessions.native.library import BUILD_COMMAND, NATIVE_INSTRUCTION_SETS
 
 AUTO = "auto"
 
@@ -117,8 +117,8 @@ def _fallbacks(named: ExecutionProvider) -> tuple[ExecutionProvider, ...]:
 
 
 def _why_not_native(machine: Machine) -> str | None:
-    if NATIVE_INSTRUCTION_SET not in machine.instruction_sets:
-        return f"this processor has no {NATIVE_INSTRUCTION_SET}"
+    if not set(NATIVE_INSTRUCTION_SETS) & set(machine.instruction_sets):
+        return f"this processor has none of {', '.join(NATIVE_INSTRUCTION_SETS)}"
     return None if machine.native_engine else f"it is not compiled here: {BUILD_COMMAND}"
 
 

@@ -2,6 +2,7 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -66,6 +67,7 @@ struct Packed {
     Buffer<float> scale, bias;
     Linear view;
 
+    // `zero` is the code of 0 in the input, less what the kernels take off a code.
     Packed(std::initializer_list<crossforge_linear> parts, int inner, int columns, int zero)
         : panels(static_cast<size_t>(inner) * columns * parts.size()),
           start(columns * parts.size()),
@@ -142,13 +144,14 @@ struct crossforge_engine {
         dense_bias = copy(m.dense_bias, h);
         label_weight = copy(m.label_weight, static_cast<size_t>(h) * m.labels);
         label_bias = copy(m.label_bias, m.labels);
+        const int centre = 128 - kernels.code_offset, gelu_zero = kGeluZero - kernels.code_offset;
         embedding_norm.reset(new Normalizer(m.embedding_norm, m.layer[0].key.smoothing, h, m.epsilon));
         for (int i = 0; i < m.layers; ++i) {
             const auto& l = m.layer[i];
             const float* next = i + 1 < m.layers ? m.layer[i + 1].key.smoothing : nullptr;
-            layers.push_back(Layer{Packed({l.query, l.key, l.value}, h, h, 128), Packed({l.attention_output}, h, h, 128),
-                                   Packed({l.feed_forward_in}, h, m.intermediate, 128),
-                                   Packed({l.feed_forward_out}, m.intermediate, h, kGeluZero),
+            layers.push_back(Layer{Packed({l.query, l.key, l.value}, h, h, centre), Packed({l.attention_output}, h, h, centre),
+                                   Packed({l.feed_forward_in}, h, m.intermediate, centre),
+                                   Packed({l.feed_forward_out}, m.intermediate, h, gelu_zero),
                                    Normalizer(l.attention_norm, l.feed_forward_in.smoothing, h, m.epsilon),
                                    Normalizer(l.feed_forward_norm, next, h, m.epsilon)});
         }
@@ -323,7 +326,7 @@ private:
     }
 
     void head(const float* first, float* logits) {
-        float* pooled = w_.wide.get();
+        float* pooled = w_.narrow.get();
         std::memcpy(pooled, e_.dense_bias.get(), h_ * sizeof(float));
         for (int k = 0; k < h_; ++k)
             for (int c = 0; c < h_; ++c) pooled[c] += first[k] * e_.dense_weight.get()[static_cast<size_t>(k) * h_ + c];
@@ -341,16 +344,27 @@ private:
     uint64_t last_ = 0;
 };
 
+// The fastest first; null where this processor does not run them.
+std::array<const Kernels*, 5> all_kernels() {
+    return {avx512_kernels(), avx_vnni_kernels(), avx2_kernels(), neon_kernels(), &scalar_kernels()};
+}
+
 }  // namespace
 }  // namespace crossforge
 
-int32_t crossforge_has_avx512_vnni(void) { return avx512_kernels() != nullptr; }
+const char* crossforge_kernels(int32_t index) {
+    for (const Kernels* kernels : all_kernels())
+        if (kernels && index-- == 0) return kernels->name;
+    return nullptr;
+}
 
-crossforge_engine* crossforge_open(const crossforge_model* model, int32_t scalar) {
-    const Kernels* kernels = scalar ? &scalar_kernels() : avx512_kernels();
-    if (!kernels) return nullptr;
+crossforge_engine* crossforge_open(const crossforge_model* model, const char* name) {
+    const Kernels* chosen = nullptr;
+    for (const Kernels* kernels : all_kernels())
+        if (kernels && std::strcmp(kernels->name, name) == 0) chosen = kernels;
+    if (!chosen) return nullptr;
     try {
-        return new crossforge_engine(*model, *kernels);
+        return new crossforge_engine(*model, *chosen);
     } catch (const std::bad_alloc&) {
         return nullptr;
     }

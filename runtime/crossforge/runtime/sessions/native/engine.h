@@ -44,10 +44,11 @@ struct crossforge_engine;
 
 enum { CROSSFORGE_OK = 0, CROSSFORGE_BAD_ID = 1, CROSSFORGE_TOO_LONG = 2, CROSSFORGE_NO_MEMORY = 3, CROSSFORGE_BAD_MASK = 4, CROSSFORGE_EMPTY = 5 };
 
-int32_t crossforge_has_avx512_vnni(void);
+// Names of the kernels that this processor runs, the fastest first, "scalar" last; null for an index behind them.
+const char* crossforge_kernels(int32_t index);
 
-// Copies all weights. scalar != 0 takes the plain kernels. Null where there is no memory, or no kernel for this processor.
-crossforge_engine* crossforge_open(const crossforge_model* model, int32_t scalar);
+// Copies all weights. Null where there is no memory, or this processor does not run the kernels of that name.
+crossforge_engine* crossforge_open(const crossforge_model* model, const char* kernels);
 
 void crossforge_close(crossforge_engine* engine);
 

@@ -1,4 +1,5 @@
-// The steps that an encoder is made of, in two forms: plain C++, which any processor runs and tests compare with, and AVX-512 VNNI.
+// The steps that an encoder is made of, in several forms: plain C++, which any processor runs and tests compare with, and one for
+// each kind of vector instructions.
 //
 // Rows are tokens. Each row's result depends on nothing but that row (attention: on its pair), whichever rows run beside it
 // and however a call is cut into blocks, so a pair scores the same bit for bit in any batch.
@@ -16,7 +17,7 @@ constexpr int kDepth = 4;   // rows of a weight whose products one instruction a
 // A linear layer: out = (activation - zero point) x weight * row scale * column scale + bias.
 struct Linear {
     const int8_t* panels;   // weight [in, out] as [out / 64][in / 4][64][4]
-    const int32_t* start;   // [out]: -zero point x the column's sum, what every sum starts with
+    const int32_t* start;   // [out]: (code offset - zero point) x the column's sum, what every sum starts with
     const float* scale;     // [out]
     const float* bias;      // [out]
     int inner;              // in, a multiple of 64
@@ -32,6 +33,7 @@ struct Norm {
 
 struct Kernels {
     const char* name;
+    int code_offset;  // what a product takes off each code: 128 where the instructions multiply signed numbers alone
 
     // out[r][0..columns) = rows of the linear layer, columns first_column .. first_column + columns (multiples of 64).
     void (*linear)(const uint8_t* rows, const float* row_scales, int count, const Linear& layer, int first_column, int columns,
@@ -86,7 +88,11 @@ inline float gelu(float x) {
 }
 
 const Kernels& scalar_kernels();
-const Kernels* avx512_kernels();  // null where this processor has not got the instructions, or the compiler had not
+// Null where this processor has not got the instructions, or the compiler had not.
+const Kernels* avx512_kernels();
+const Kernels* avx_vnni_kernels();
+const Kernels* avx2_kernels();
+const Kernels* neon_kernels();
 
 constexpr float kGeluMinimum = -0.17f;
 constexpr int kGeluZero = 24;

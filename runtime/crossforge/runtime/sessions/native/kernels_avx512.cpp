@@ -387,7 +387,7 @@ void attend(const float* query, const float* key, const float* value, int stride
 }  // namespace
 
 const Kernels* avx512_kernels() {
-    static const Kernels kernels{"avx512_vnni", linear, linear_gelu, quantize, quantize_gelu, normalize, attend};
+    static const Kernels kernels{"avx512_vnni", 0, linear, linear_gelu, quantize, quantize_gelu, normalize, attend};
     const bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
     return runs ? &kernels : nullptr;

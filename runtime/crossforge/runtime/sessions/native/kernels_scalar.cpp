@@ -105,7 +105,7 @@ void attend(const float* query, const float* key, const float* value, int stride
 }  // namespace
 
 const Kernels& scalar_kernels() {
-    static const Kernels kernels{"scalar", linear, linear_gelu, quantize, quantize_gelu, normalize, attend};
+    static const Kernels kernels{"scalar", 0, linear, linear_gelu, quantize, quantize_gelu, normalize, attend};
     return kernels;
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -13,19 +14,31 @@ from pathlib import Path
 
 from crossforge.profiles import EngineError, ProviderUnavailableError
 
-_SOURCES = ("engine.cpp", "kernels_scalar.cpp", "kernels_avx512.cpp")
-_HEADERS = ("engine.h", "kernels.h")
+_SOURCES = (
+    *("engine.cpp", "kernels_scalar.cpp", "kernels_avx512.cpp", "kernels_avx_vnni.cpp", "kernels_avx2.cpp"),
+    "kernels_neon.cpp",
+)
+_HEADERS = ("engine.h", "kernels.h", "kernels_vector.h", "kernels_avx2.h")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
-# GCC 12 takes the undefined registers of its own intrinsics for a fault of whoever calls them.
-_SOURCE_FLAGS = {
+_X86_FLAGS: dict[str, tuple[str, ...]] = {
+    # GCC 12 takes the undefined registers of its own intrinsics for a fault of whoever calls them.
     "kernels_avx512.cpp": (
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"),
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
-    )
+    ),
+    "kernels_avx_vnni.cpp": ("-mavx2", "-mfma", "-mavxvnni"),
+    "kernels_avx2.cpp": ("-mavx2", "-mfma"),
+}
+_SOURCE_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": _X86_FLAGS,
+    "aarch64": {"kernels_neon.cpp": ("-march=armv8.2-a+dotprod",)},
 }
 COMPILER = "g++"
 BUILD_COMMAND = "crossforge native"
-NATIVE_INSTRUCTION_SET = "avx512_vnni"
+NATIVE_INSTRUCTION_SETS = ("avx512_vnni", "avx_vnni", "avx2", "asimddp")
+"""What the vector kernels are for, the fastest first, by the kernel's names; one of them is enough."""
+SCALAR = "scalar"
+"""The kernels in plain C++: they run anywhere, and are slow."""
 
 _Floats = ctypes.c_void_p
 
@@ -79,7 +92,7 @@ def library_path(folder: Path | None = None) -> Path:
 
     The name carries a digest of the sources and flags: a library of another version is never loaded.
     """
-    digest = hashlib.sha256(repr((_FLAGS, _SOURCE_FLAGS)).encode())
+    digest = hashlib.sha256(repr((_FLAGS, _SOURCE_FLAGS, platform.machine())).encode())
     for name in (*_SOURCES, *_HEADERS):
         digest.update((Path(__file__).parent / name).read_bytes())
     return (folder or default_library_dir()) / f"libcrossforge-{digest.hexdigest()[:16]}.so"
@@ -96,12 +109,13 @@ def find_compiler(name: str = COMPILER) -> str | None:
     return shutil.which(name)
 
 
-def build_library(folder: Path | None = None, *, compiler: str = COMPILER) -> Path:
+def build_library(folder: Path | None = None, *, compiler: str = COMPILER, machine: str | None = None) -> Path:
     """Compile the library.
 
     Args:
         folder: Where it goes; None is :func:`default_library_dir`.
-        compiler: A C++17 compiler that takes GCC's options.
+        compiler: A C++17 compiler that takes GCC's options. Kernels for instructions that it does not know are left out.
+        machine: The architecture that ``compiler`` compiles for, such as ``aarch64``; None is this machine's.
 
     Returns:
         The library, which stands complete or not at all.
@@ -117,16 +131,25 @@ def build_library(folder: Path | None = None, *, compiler: str = COMPILER) -> Pa
         )
     path = library_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
+    flags = _SOURCE_FLAGS.get(machine or platform.machine(), {})
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         objects = []
         for name in _SOURCES:
             objects.append(str(Path(work) / f"{name}.o"))
             source = str(Path(__file__).parent / name)
-            _compile([compiler, *_FLAGS, *_SOURCE_FLAGS.get(name, ()), "-c", source, "-o", objects[-1]])
+            own = flags.get(name, ())
+            own = own if _takes(compiler, own) else ()
+            _compile([compiler, *_FLAGS, *own, "-c", source, "-o", objects[-1]])
         linked = Path(work) / path.name
         _compile([compiler, "-shared", "-o", str(linked), *objects])
         linked.replace(path)
     return path
+
+
+def _takes(compiler: str, flags: tuple[str, ...]) -> bool:
+    """Whether a compiler knows the instructions: GCC 10 does not know AVX-VNNI."""
+    command = [compiler, *flags, "-E", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _compile(command: list[str]) -> None:
@@ -148,10 +171,10 @@ def load_library(path: Path) -> ctypes.CDLL:
         raise EngineError(
             f"cannot load the native engine {path} ({error})", fix=f"Build it again: {BUILD_COMMAND}"
         ) from error
-    library.crossforge_has_avx512_vnni.restype = ctypes.c_int32
-    library.crossforge_has_avx512_vnni.argtypes = []
+    library.crossforge_kernels.restype = ctypes.c_char_p
+    library.crossforge_kernels.argtypes = [ctypes.c_int32]
     library.crossforge_open.restype = ctypes.c_void_p
-    library.crossforge_open.argtypes = [ctypes.POINTER(CModel), ctypes.c_int32]
+    library.crossforge_open.argtypes = [ctypes.POINTER(CModel), ctypes.c_char_p]
     library.crossforge_close.restype = None
     library.crossforge_close.argtypes = [ctypes.c_void_p]
     library.crossforge_gelu.restype = None
@@ -159,3 +182,11 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.crossforge_run.restype = ctypes.c_int32
     library.crossforge_run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 2 + [ctypes.c_void_p]
     return library
+
+
+def kernels_here(library: ctypes.CDLL) -> tuple[str, ...]:
+    """Names of the kernels that this processor runs: one of :data:`NATIVE_INSTRUCTION_SETS` each, and ``scalar`` last."""
+    names: list[str] = []
+    while name := library.crossforge_kernels(len(names)):
+        names.append(name.decode())
+    return tuple(names)

@@ -14,11 +14,14 @@ from crossforge.profiles import BundleError, EngineError, ExecutionProvider, Pro
 from crossforge.runtime.sessions.native.encoder_file import LINEAR_LAYERS, NORMS, Encoder, read_encoder
 from crossforge.runtime.sessions.native.library import (
     BUILD_COMMAND,
+    NATIVE_INSTRUCTION_SETS,
+    SCALAR,
     CLayer,
     CLinear,
     CModel,
     CNorm,
     find_library,
+    kernels_here,
     load_library,
 )
 
@@ -38,29 +41,39 @@ class NativeSession:
         path: The encoder file.
         labels: Columns that the output must have.
         library: The compiled library; None takes this version's, where it is built.
-        scalar: Take the plain C++ kernels, which run anywhere and are slow: for comparison.
+        kernels: The kernels to compute with, such as ``avx2``, or ``scalar``, which run anywhere and are slow: for
+            comparison. None takes the fastest that this processor runs, and never ``scalar``.
 
     Raises:
-        ProviderUnavailableError: The library is not built, or this processor lacks the instructions.
+        ProviderUnavailableError: The library is not built, or this processor does not run the kernels.
         BundleError: The file is not an encoder with ``labels`` outputs.
         EngineError: The library does not load, or there is no memory.
     """
 
     provider = ExecutionProvider.NATIVE
 
-    def __init__(self, path: str | Path, *, labels: int = 1, library: Path | None = None, scalar: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, labels: int = 1, library: Path | None = None, kernels: str | None = None
+    ) -> None:
         library = library or find_library()
         if library is None:
             raise ProviderUnavailableError("the native engine is not built", fix=f"Run: {BUILD_COMMAND}")
         self._library = load_library(library)
-        if not scalar and not self._library.crossforge_has_avx512_vnni():
-            raise ProviderUnavailableError("this processor has no AVX-512 VNNI, which the native engine needs")
+        here = kernels_here(self._library)
+        self.kernels = kernels or here[0]
+        """What it computes with."""
+        if self.kernels not in here or (kernels is None and self.kernels == SCALAR):
+            raise ProviderUnavailableError(
+                f"this processor does not run the native engine's {kernels or 'vector'} kernels",
+                got=", ".join(here),
+                allowed="one of " + ", ".join(NATIVE_INSTRUCTION_SETS),
+            )
         encoder = read_encoder(Path(path))
         if encoder.shape.labels != labels:
             raise BundleError(f"{path} is not a reranker with {labels} labels", got=f"{encoder.shape.labels} labels")
         self._labels = labels
         self._has_segments = encoder.shape.segments > 1
-        self._engine = self._library.crossforge_open(ctypes.byref(_describe(encoder)), int(scalar))
+        self._engine = self._library.crossforge_open(ctypes.byref(_describe(encoder)), self.kernels.encode())
         if not self._engine:
             raise EngineError(f"there is no memory for {path}")
         self._running = 0
