@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,21 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("demo") / "bundle"
     export_bundle("demo", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def demo_embedder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the embedded model's base, a bi-encoder, exported once a session; fp32 alone, judged on one query."""
+    from crossforge.export.exporter import ExportOptions, export_bundle
+    from crossforge.export.pairs import berlin
+    from crossforge.profiles import Precision
+
+    folder, record = tmp_path_factory.mktemp("demo-embedder"), berlin()
+    run = folder / "run.jsonl"
+    passages = [{"id": passage.id, "text": passage.text} for passage in record.passages]
+    run.write_text(json.dumps({"qid": record.qid, "query": record.query, "passages": passages}), encoding="utf-8")
+    export_bundle("demo-embedder", folder / "bundle", ExportOptions(precisions=(Precision.FP32,), verification=run))
+    return folder / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,9 @@ ReportOption = Annotated[
 @app.command()
 @handles_errors
 def export(
-    source: Annotated[str, typer.Argument(help="A model folder, a hub id, or the word demo.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="A model folder, a hub id, or the word demo or demo-embedder.", show_default=False)
+    ],
     bundle: Annotated[Path, typer.Argument(help="The folder to write; a bundle there is replaced.", show_default=False)],
     precision: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "fp32,int8",
     calibration: CalibrationOption = None,
@@ -69,6 +71,9 @@ def export(
     query_max_length: Annotated[
         int | None, typer.Option(help="Tokens that a query keeps; the passage gives way.", show_default="64")
     ] = None,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="Neither text is a query (similarity, duplicates): the longer one gives way.")
+    ] = False,
     activation: Annotated[
         Activation | None, typer.Option(help="What predict() applies.", show_default="as the checkpoint says")
     ] = None,
@@ -94,7 +99,7 @@ def export(
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Export a cross-encoder to ONNX, quantize it, and prove that its ranking survived."""
+    """Export a cross-encoder or a bi-encoder to ONNX, quantize it, and prove that its ranking survived."""
     require_extras("export", "evaluate", "cpu", purpose="Exporting")
     from crossforge.export.causal import CausalOptions
     from crossforge.export.exporter import ExportOptions, export_bundle
@@ -106,6 +111,7 @@ def export(
             revision=revision,
             max_length=max_length,
             query_max_length=query_max_length,
+            symmetric=symmetric,
             activation=activation,
             ranking_label=ranking_label,
             causal=CausalOptions(template=template, yes_token=yes_token, no_token=no_token, instruction=instruction),
@@ -127,7 +133,9 @@ def export(
     if as_json:
         print_json({"bundle": str(bundle), "variants": variants_document(manifest)})
         return
-    out.print(f"Wrote [bold]{escape(str(bundle))}[/]. Next: crossforge rank {escape(str(bundle))} -q QUERY --passages FILE")
+    rank = f"crossforge rank {bundle} -q QUERY --passages FILE"
+    embed = f'in Python, crossforge.runtime.Embedder.load("{bundle}")'
+    out.print(f"Wrote [bold]{escape(str(bundle))}[/]. Next: {escape(embed if manifest.embedding else rank)}")
 
 
 @app.command()

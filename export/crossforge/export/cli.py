@@ -26,6 +26,7 @@ from crossforge.runtime.console import (
     print_json,
     print_ranking,
 )
+from crossforge.runtime.pairs.cli import app as pairs_app
 from crossforge.runtime.profiling.cli import app as profiling_app
 from crossforge.runtime.profiling.tuning_cli import app as tuning_app
 from crossforge.runtime.serving.cli import app as serving_app
@@ -94,7 +95,7 @@ def _version(
         raise typer.Exit
 
 
-for group in (bundle_app, build_app, evaluation_app, runtime_app, profiling_app, tuning_app, serving_app):
+for group in (bundle_app, build_app, evaluation_app, runtime_app, pairs_app, profiling_app, tuning_app, serving_app):
     app.add_typer(group)
 
 

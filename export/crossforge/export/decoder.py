@@ -17,7 +17,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from crossforge.export.causal import CausalSource
-from crossforge.export.onnx import OPSET, check_is_reranker, drop_aliases, quiet
+from crossforge.export.onnx import OPSET, check_outputs, drop_aliases, quiet
 from crossforge.profiles import SourceError
 
 if TYPE_CHECKING:
@@ -108,6 +108,6 @@ def export_decoder(model: PreTrainedModel, causal: CausalSource) -> ModelProto:
         finally:
             model.set_attn_implementation(before)
         exported: ModelProto = onnx.load(str(path))
-    check_is_reranker(exported)
+    check_outputs(exported, ranks=2, what="a reranker", allowed="logits [batch, labels]")
     drop_aliases(exported)
     return exported

@@ -7,14 +7,16 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnx import ModelProto
 from tokenizers import Tokenizer
 
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
 from crossforge.export.decoder import export_decoder
-from crossforge.export.onnx import export_onnx, opset_of
+from crossforge.export.onnx import export_onnx, export_transformer, opset_of
 from crossforge.export.options import VariantOptions
 from crossforge.export.pairs import flatten, verification_pairs
 from crossforge.export.passes import keep_first_row
+from crossforge.export.pooling import append_pooling
 from crossforge.export.reference import reference_logits
 from crossforge.export.reports import write_reports
 from crossforge.export.source import LoadedSource, SourceOptions, load_source
@@ -31,7 +33,7 @@ from crossforge.profiles import (
 from crossforge.runtime.bundle import TOKENIZER_NAME
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.prompts import PromptTokenizer, derive_prompt_template
-from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template, load_tokenizer
+from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template, derive_text_template, load_tokenizer
 
 DEFAULT_PRECISIONS = (Precision.FP32, Precision.INT8)
 _GOLDEN_PAIRS = 8
@@ -58,13 +60,13 @@ class ExportOptions(VariantOptions):
 def export_bundle(
     source: str, target: str | Path, options: ExportOptions | None = None, *, progress: Progress | None = None
 ) -> Manifest:
-    """Export a cross-encoder, quantize it, prove that its ranking survived, and write a bundle.
+    """Export a cross-encoder or a bi-encoder, quantize it, prove that its ranking survived, and write a bundle.
 
     The float32 graph is compared with PyTorch and every other variant with the float32 graph, on the verification pairs,
     through the runtime's own tokenizer, batches and session.
 
     Args:
-        source: A local folder, a hub id, or ``demo``.
+        source: A local folder, a hub id, ``demo`` or ``demo-embedder``.
         target: The bundle's folder. A bundle that is there is replaced, when the new one is complete.
         options: What to make.
         progress: Told of each stage.
@@ -73,7 +75,7 @@ def export_bundle(
         The manifest that was written.
 
     Raises:
-        SourceError: The source is not a cross-encoder that can be exported.
+        SourceError: The source is no model that can be exported.
         InputError: ``target`` holds something else.
         GateError: A variant ranks differently from its reference; nothing is written.
         MachineError: A package is missing.
@@ -101,6 +103,8 @@ class _Export:
         self._progress = progress
 
     def run(self) -> Manifest:
+        bi_encoder = self._loaded.bi_encoder
+        embedding = None if bi_encoder is None else bi_encoder.embedding
         tokenizer, template = self._write_tokenizer()
         self._write_config()
         maker = VariantMaker(
@@ -110,14 +114,14 @@ class _Export:
             pad_token_id=self._pad_token_id(),
             options=self._options,
             progress=self._progress,
+            embedding=embedding,
         )
         with self._progress.stage("score with PyTorch") as stage:
             reference = reference_logits(self._loaded, flatten(maker.records))
             golden = _golden_pairs(self._loaded)
             stage.note = f"{len(reference)} pairs"
         with self._progress.stage("convert to ONNX") as stage:
-            causal = self._loaded.causal
-            graph = export_onnx(self._loaded.model) if causal is None else export_decoder(self._loaded.model, causal)
+            graph = self._trace()
             lean = keep_first_row(graph)
             stage.note = f"opset {opset_of(graph)}, {len(lean.model.graph.node)} nodes; {'; '.join(lean.notes)}"
         fp32 = maker.add_fp32(lean.model, reference)
@@ -141,11 +145,20 @@ class _Export:
             pad_token_id=self._pad_token_id(),
             truncation=self._loaded.truncation,
             scoring=self._loaded.scoring,
+            embedding=embedding,
             variants=maker.variants,
             golden=golden,
             tools=_tool_versions(),
             files=record_files(self._folder),
         )
+
+    def _trace(self) -> ModelProto:
+        bi_encoder, causal = self._loaded.bi_encoder, self._loaded.causal
+        if causal is not None:
+            return export_decoder(self._loaded.model, causal)
+        if bi_encoder is None:
+            return export_onnx(self._loaded.model)
+        return append_pooling(export_transformer(self._loaded.model), bi_encoder.embedding, bi_encoder.dense)
 
     def _write_tokenizer(self) -> tuple[PairTokenizer, PairTemplate]:
         """Save the tokenizer without truncation and padding, which would cut whatever opens the bundle."""
@@ -164,12 +177,15 @@ class _Export:
             prompt = self._loaded.causal.prompt
             template = derive_prompt_template(ours, prompt)
             return PromptTokenizer(ours, prompt, template, self._loaded.truncation), template
-        template = derive_pair_template(ours)
+        template = (derive_pair_template if self._loaded.bi_encoder is None else derive_text_template)(ours)
         return PairTokenizer(ours, template, self._loaded.truncation), template
 
     def _write_config(self) -> None:
         """Save the config with the activation in the place where sentence-transformers looks for it today."""
         config = self._loaded.model.config
+        if self._loaded.bi_encoder is not None:
+            config.save_pretrained(self._folder)
+            return
         own = dict(getattr(config, "sentence_transformers", None) or {})
         own["activation_fn"] = _ACTIVATION_CLASSES[self._loaded.scoring.activation]
         config.sentence_transformers = own

@@ -73,6 +73,7 @@ def quantize_bundle(
             pad_token_id=manifest.pad_token_id,
             options=options,
             progress=progress,
+            embedding=manifest.embedding,
         )
         graph = onnx.load(str(folder / fp32.path))
         with progress.stage("score with fp32") as stage:

@@ -30,7 +30,6 @@ from crossforge.profiles import (
     GateError,
     InputError,
     Manifest,
-    PairTemplate,
     Precision,
     Prompt,
     Trimming,
@@ -38,12 +37,12 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.pair_scorer import load_pair_scorer
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.prompts import derive_prompt_template
+from crossforge.runtime.prompts import derive_template
 from crossforge.runtime.records import QueryRecord
-from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.sessions.native.encoder_file import read_encoder, write_encoder
-from crossforge.runtime.tokenization import derive_pair_template, load_tokenizer
+from crossforge.runtime.tokenization import load_tokenizer
 
 _TOLERANCE = 1e-6
 """Largest difference of a logit between a variant and its trimmed self: the same arithmetic on the same numbers."""
@@ -93,7 +92,8 @@ def trim_bundle(
         stage.note = f"{len(source.manifest.files)} files"
     with staged_bundle(target) as folder:
         with progress.stage("trim the vocabulary") as stage:
-            manifest, left_out = _trim(source, folder, [*corpus, *(text for pair in pairs for text in pair)])
+            texts = [*corpus, *(text for pair in pairs for text in pair)]
+            manifest, left_out = _trim(source, folder, texts)
             stage.note = f"{manifest.trimmed}: those of the texts, of the built-in and golden pairs, and special ones"
             if left_out:
                 stage.note += f"; left out, for it may hold the old vocabulary: {', '.join(left_out)}"
@@ -133,6 +133,9 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     texts = dict.fromkeys([*corpus, *_texts_of(builtin_pairs())])
     if manifest.prompt is not None:
         texts = dict.fromkeys(_fill_prompt(manifest.prompt, texts))
+    if manifest.embedding is not None:  # a prompt may grow together with the text that comes after it
+        prompts = [prompt for prompt in manifest.embedding.prompts.values() if prompt]
+        texts |= dict.fromkeys(prompt + text for prompt in prompts for text in texts)
     graphs = [precision for precision in manifest.variants if precision not in ENGINE_OF]
     if not graphs:
         raise InputError(
@@ -157,7 +160,7 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     left_out = write_renumbered_files(source.path, names, folder, result.tokenizer_json, result.new_ids)
     trimmed_manifest = replace(
         manifest,
-        pair_template=_derive_template(folder, manifest.prompt),
+        pair_template=derive_template(load_tokenizer(folder / TOKENIZER_NAME), manifest),
         pad_token_id=int(result.new_ids[manifest.pad_token_id]),
         trimmed=_add_up(manifest.trimmed, result),
         variants=variants,
@@ -171,11 +174,6 @@ def _fill_prompt(prompt: Prompt, texts: Iterable[str]) -> list[str]:
     """Texts as the model reads them: tokens that reach over from the prompt into a text are kept too."""
     before, between = prompt.before_query(), prompt.before_passage()
     return [prompt.prefix, prompt.suffix, *(f"{before}{text}{between}{text}" for text in texts)]
-
-
-def _derive_template(folder: Path, prompt: Prompt | None) -> PairTemplate:
-    tokenizer = load_tokenizer(folder / TOKENIZER_NAME)
-    return derive_pair_template(tokenizer) if prompt is None else derive_prompt_template(tokenizer, prompt)
 
 
 def _read_graph(source: Bundle, precision: Precision) -> ModelProto:
@@ -216,5 +214,5 @@ def _verify(source: Bundle, trimmed: Bundle, precision: Precision, pairs: list[t
 
 def _logits(bundle: Bundle, precision: Precision, pairs: list[tuple[str, str]]) -> Floats:
     provider = ExecutionProvider.NATIVE if precision is Precision.INT8_NATIVE else ExecutionProvider.CPU
-    with Reranker.load(bundle, provider=provider, precision=precision, strict=True, check_files=False) as reranker:
-        return reranker.score_pairs(pairs).logits
+    with load_pair_scorer(bundle, provider=provider, precision=precision, strict=True, check_files=False) as scorer:
+        return scorer.score_pairs(pairs).logits

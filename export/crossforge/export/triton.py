@@ -68,6 +68,7 @@ def write_model_repository(
     """
     options = options or TritonOptions()
     opened, target = Bundle.open(bundle), Path(repository) / options.name
+    opened.refuse_bi_encoder("the model for Triton")
     _check_precision(opened.manifest, options.precision)
     if opened.manifest.scoring.ranking_label is None:
         raise InputError(

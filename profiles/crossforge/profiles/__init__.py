@@ -8,6 +8,7 @@ from crossforge.profiles.buckets import (
 )
 from crossforge.profiles.cost import CostModel
 from crossforge.profiles.deployment import DeploymentProfile
+from crossforge.profiles.embedding import Embedding, Pooling, Similarity
 from crossforge.profiles.engine import (
     AMPERE_AND_LATER,
     ENGINE_FOLDER,
@@ -98,6 +99,7 @@ __all__ = [
     "DeploymentProfile",
     "DeviceLostError",
     "DeviceMemoryError",
+    "Embedding",
     "EngineBackend",
     "EngineError",
     "EngineRecord",
@@ -120,6 +122,7 @@ __all__ = [
     "PairTemplate",
     "ParityQuality",
     "ParityReport",
+    "Pooling",
     "Precision",
     "Prompt",
     "ProviderFallbackWarning",
@@ -129,6 +132,7 @@ __all__ = [
     "Scoring",
     "ServiceError",
     "ShapeRange",
+    "Similarity",
     "Source",
     "SourceError",
     "SpecialTokens",

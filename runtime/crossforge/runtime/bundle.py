@@ -11,6 +11,7 @@ from crossforge.profiles import (
     MANIFEST_NAME,
     BundleNotFoundError,
     FileRecord,
+    InputError,
     IntegrityError,
     Manifest,
     ManifestError,
@@ -50,6 +51,22 @@ class Bundle:
         if outside := [name for name in manifest.files if not _stays_inside(name)]:
             raise ManifestError(f"{manifest_path} names a file outside the bundle", got=repr(outside[0]))
         return cls(path, manifest)
+
+    def refuse_bi_encoder(self, what: str = "a reranker") -> None:
+        """Make sure that the bundle holds a cross-encoder.
+
+        Args:
+            what: Which is for cross-encoders alone.
+
+        Raises:
+            InputError: It holds a bi-encoder.
+        """
+        if self.manifest.embedding is not None:
+            raise InputError(
+                f"{self.path} holds a bi-encoder, which embeds texts one by one; {what} reads pairs",
+                allowed="the bundle of a cross-encoder",
+                fix="Use crossforge.runtime.Embedder.load(), which embeds texts and compares them.",
+            )
 
     def check(self, names: Iterable[str]) -> None:
         """Compare files with what the manifest recorded of them.

@@ -101,7 +101,7 @@ def open_session(
             failures.append(f"not {provider}: {error}")
             continue
         if failures:
-            warnings.warn(f"running on {provider} ({'; '.join(failures)})", ProviderFallbackWarning, stacklevel=3)
+            warnings.warn(f"running on {provider} ({'; '.join(failures)})", ProviderFallbackWarning, stacklevel=4)
         return opened
     raise ValueError("the provider plan has no candidates")
 
@@ -141,7 +141,7 @@ def _open_checked(
     with ThreadPoolExecutor(1, thread_name_prefix="crossforge-check") as checker:
         checked = checker.submit(bundle.check, names)
         try:
-            labels = len(bundle.manifest.scoring.labels)
+            labels = bundle.manifest.output_columns
             session = open_model(path, provider, precision=precision, labels=labels, lanes=lanes, gpu=gpu)
         except (EngineError, BundleError, ProviderUnavailableError):
             checked.result()  # a damaged file explains the failure better than the engine does

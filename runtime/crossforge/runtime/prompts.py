@@ -21,12 +21,13 @@ from crossforge.runtime.token_cache import Ids, TokenCache
 from crossforge.runtime.tokenization import (
     EncodedPairs,
     PairTokenizer,
-    are_mostly_unknown,
     check_query,
-    check_text,
+    derive_pair_template,
+    derive_text_template,
     load_tokenizer,
     read_span,
 )
+from crossforge.runtime.windows import Chunking
 
 
 class PromptTokenizer(PairTokenizer):
@@ -57,8 +58,9 @@ class PromptTokenizer(PairTokenizer):
         instruction: str | None = None,
         cache: TokenCache | None = None,
     ) -> None:
-        if truncation.side is not TruncationSide.RIGHT:
-            raise ValueError("a prompt's passage is cut on the right alone")
+        if truncation.side is not TruncationSide.RIGHT or truncation.query_max_length is None:
+            raise ValueError("a prompt's query has a limit of its own, and its passage is cut on the right")
+        self._query_max_length = truncation.query_max_length
         self.prompt = prompt
         self._outer = template
         self._before_query = prompt.before_query(instruction)
@@ -90,17 +92,20 @@ class PromptTokenizer(PairTokenizer):
             spans.append((0, max(0, end - len(opening))))
         return spans
 
-    def _encode(
+    def _encode_checked(
         self,
         queries: list[str],
         passages: Sequence[str],
         head_of_pair: NDArray[np.intp],
         max_passage_tokens: int | None = None,
+        chunking: Chunking | None = None,
     ) -> EncodedPairs:
-        for query in queries:
-            check_query(query, "the query")
-        for i, passage in enumerate(passages):
-            check_text(passage, f"passage {i}")
+        if chunking is not None:
+            raise InputError(
+                "passages within a prompt are not split into windows",
+                got=f"chunk {chunking.pooling}",
+                fix="Leave chunk out, or split the passages before.",
+            )
         query_spans = [self._query_span(query) for query in queries]
         query_cut = np.asarray([span != (0, len(q)) for span, q in zip(query_spans, queries, strict=True)], dtype=bool)
         openings = [self._opening(query[slice(*span)]) for query, span in zip(queries, query_spans, strict=True)]
@@ -136,8 +141,8 @@ class PromptTokenizer(PairTokenizer):
             truncated=cut | query_truncated,
             query_truncated=query_truncated,
             unknown_tokens=unknown_in_passages + unknown_in_heads[new_head_of_pair],
-            mostly_unknown=are_mostly_unknown(passages, kept_passages, unknown_in_passages)
-            | are_mostly_unknown(queries, opening_ids, unknown_in_openings)[head_of_pair],
+            mostly_unknown=self._are_mostly_unknown(passages, kept_passages, unknown_in_passages)
+            | self._are_mostly_unknown(queries, opening_ids, unknown_in_openings)[head_of_pair],
         )
 
     def _opening(self, query: str) -> str:
@@ -146,7 +151,7 @@ class PromptTokenizer(PairTokenizer):
     def _query_span(self, query: str) -> tuple[int, int]:
         """Which characters of a query are read: as many as its first ``query_max_length`` tokens spell."""
         encoding = self._tokenizer.encode(query, add_special_tokens=False)
-        return read_span(encoding, self.truncation.query_max_length, len(query), self.truncation.side)
+        return read_span(encoding, self._query_max_length, len(query), self.truncation.side)
 
 
 def open_tokenizer(
@@ -188,6 +193,17 @@ def derive_prompt_template(tokenizer: Tokenizer, prompt: Prompt) -> PairTemplate
     return PairTemplate(
         prefix=tokens(prompt.prefix), separator=nothing, suffix=tokens(prompt.suffix), query_type_id=0, passage_type_id=0
     )
+
+
+def derive_template(tokenizer: Tokenizer, manifest: Manifest) -> PairTemplate:
+    """What a bundle's template has to be with a tokenizer.
+
+    Raises:
+        ManifestError: The tokenizer joins texts in a way that crossforge does not know.
+    """
+    if manifest.prompt is not None:
+        return derive_prompt_template(tokenizer, manifest.prompt)
+    return (derive_pair_template if manifest.embedding is None else derive_text_template)(tokenizer)
 
 
 def _with_text(template: PairTemplate, tokenizer: Tokenizer, texts: Sequence[str]) -> PairTemplate:

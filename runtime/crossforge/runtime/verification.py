@@ -9,11 +9,11 @@ from crossforge.profiles import ENGINE_OF, CrossforgeError, DeploymentProfile, E
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.machine import inspect_machine
+from crossforge.runtime.pair_scorer import load_pair_scorer
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.prompts import derive_prompt_template
-from crossforge.runtime.reranker import Reranker
-from crossforge.runtime.tokenization import derive_pair_template, load_tokenizer
+from crossforge.runtime.prompts import derive_template
+from crossforge.runtime.tokenization import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,8 @@ def _note(verdict: VariantVerdict) -> str:
 
 
 def _check_template(bundle: Bundle) -> str | None:
-    prompt = bundle.manifest.prompt
     try:
-        tokenizer = load_tokenizer(bundle.path / TOKENIZER_NAME)
-        template = derive_pair_template(tokenizer) if prompt is None else derive_prompt_template(tokenizer, prompt)
+        template = derive_template(load_tokenizer(bundle.path / TOKENIZER_NAME), bundle.manifest)
     except CrossforgeError as error:
         return str(error)
     return None if template == bundle.manifest.pair_template else "the tokenizer joins pairs in another way"
@@ -109,8 +107,9 @@ def _check_variant(
     tolerance = bundle.manifest.variants[precision].golden_tolerance
     provider = ENGINE_OF.get(precision, provider)
     try:
-        with Reranker.load(bundle, provider=provider, precision=precision, strict=True, deployment=deployment) as reranker:
-            difference = reranker.check_golden()
+        scorer = load_pair_scorer(bundle, provider=provider, precision=precision, strict=True, deployment=deployment)
+        with scorer:
+            difference = scorer.check_golden()
     except CrossforgeError as error:
         return VariantVerdict(precision=precision, max_abs_diff=None, tolerance=tolerance, problem=str(error))
     return VariantVerdict(precision=precision, max_abs_diff=difference, tolerance=tolerance, problem=None)

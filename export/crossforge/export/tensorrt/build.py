@@ -122,7 +122,7 @@ def build_engines(
                     trt,
                     spec,
                     opened.path / variant.path,
-                    labels=len(opened.manifest.scoring.labels),
+                    labels=opened.manifest.output_columns,
                     stage=stage,
                     timing_cache=cache,
                 )

@@ -54,6 +54,7 @@ def tune(
             "the deployment profile cannot be written there", got=target, allowed="a file in a folder that exists"
         )
     opened = Bundle.open(bundle)
+    opened.refuse_bi_encoder("what is tuned")
     manifest = opened.manifest
     work = DEFAULT_WORKLOAD
     if workload is not None:
@@ -114,7 +115,9 @@ def plan(
     from crossforge.runtime.bundle import Bundle
     from crossforge.runtime.profiling.capacity import MOST_CANDIDATES, plan_capacity
 
-    manifest, profile = Bundle.open(bundle).manifest, DeploymentProfile.from_toml(deployment)
+    opened, profile = Bundle.open(bundle), DeploymentProfile.from_toml(deployment)
+    opened.refuse_bi_encoder("what is planned")
+    manifest = opened.manifest
     if length > manifest.truncation.max_length:
         raise InputError("the pairs are longer than the model reads", got=length, allowed=manifest.truncation.max_length)
     if profile.precision is not None and profile.precision not in manifest.variants:
