@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from crossforge.profiles import (
     Truncation,
     TruncationSide,
 )
+from crossforge.runtime.hub import is_hub_id
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -192,7 +192,7 @@ def _locate(source: str, revision: str | None) -> str:
         return str(path)
     if path.exists():
         raise SourceError(f"{source} is a file", allowed=_ALLOWED_SOURCES)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith((".", "-")):
+    if not is_hub_id(source):
         raise SourceError(f"there is no folder {source}", allowed=_ALLOWED_SOURCES)
     _ask_hub(source, revision)
     return source

@@ -80,7 +80,7 @@ def trim_bundle(
     """
     progress = progress or Silent()
     refuse_other_content(Path(target))
-    source = Bundle.open(bundle)
+    source = Bundle.open_whole(bundle)
     runs = list(runs)
     corpus = [*list_texts(texts), *_texts_of(record for run in runs for record in run)]
     if not any(text.strip() for text in corpus):

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
-BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+BundleArgument = Annotated[
+    str, typer.Argument(help="The bundle's folder, or OWNER/NAME[@REVISION] on the model hub.", show_default=False)
+]
 ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda, native, cpu or openvino.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bundle.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
@@ -287,7 +289,7 @@ def native(
 @handles_errors
 def doctor(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
+        str | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
     ] = None,
     deployment: DeploymentOption = None,
     as_json: JsonOption = False,

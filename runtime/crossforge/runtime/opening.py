@@ -74,6 +74,7 @@ def open_parts(
     if plan.is_fallback:
         warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=3)
     manifest = bundle.manifest
+    bundle.provide((TOKENIZER_NAME,))
     with ThreadPoolExecutor(1, thread_name_prefix="crossforge-load") as loader:  # beside the session, to start sooner
         tokenizer_loading = loader.submit(
             open_tokenizer,

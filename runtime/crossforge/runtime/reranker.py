@@ -23,6 +23,7 @@ from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.golden import check_golden_pairs
+from crossforge.runtime.hub import HubOptions
 from crossforge.runtime.opening import open_parts
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
@@ -89,6 +90,7 @@ class Reranker:
         cls,
         bundle: str | Path | Bundle,
         *,
+        revision: str | None = None,
         provider: str = AUTO,
         precision: str = AUTO,
         strict: bool = False,
@@ -102,7 +104,9 @@ class Reranker:
         """Load a bundle.
 
         Args:
-            bundle: The bundle's folder.
+            bundle: The bundle's folder. Where no such path exists, ``owner/name`` or ``owner/name@revision`` on the hub;
+                what the variant needs comes into the hub's cache.
+            revision: The hub's branch, tag or commit.
             provider: ``auto``, ``tensorrt``, ``cuda``, ``native``, ``cpu`` or ``openvino``.
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
             strict: Raise where another provider than the chosen one would run.
@@ -119,11 +123,13 @@ class Reranker:
             InputError: An unknown provider or precision; an instruction that the model cannot take; or a bi-encoder.
             MachineError: This machine cannot run it, or, with ``strict``, not as asked.
             EngineError: The model does not load, or fails its golden pairs.
+            HubError: The hub refuses, or does not answer.
 
         Warns:
+            StaleRevisionWarning: The hub does not answer, and what its cache has is loaded.
             ProviderFallbackWarning: Another provider runs than the one that was named.
         """
-        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        bundle = Bundle.open(bundle, HubOptions(revision=revision))
         bundle.refuse_bi_encoder()
         deployment = deployment or DeploymentProfile()
         parts = open_parts(

@@ -58,11 +58,12 @@ def verify_bundle(
 
     Raises:
         BundleError: There is no bundle to check.
+        HubError: The hub refuses, or does not answer.
         InputError: The deployment profile is for a variant that the bundle has not.
         ProviderUnavailableError: None of the deployment profile's providers runs here.
     """
     progress = progress or Silent()
-    bundle = Bundle.open(path)
+    bundle = Bundle.open_whole(path)
     as_deployed = deployment and decide(
         bundle, inspect_machine(), precision=deployment.precision or AUTO, order=deployment.providers
     )
