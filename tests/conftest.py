@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from support.fake_hub import FakeHub
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 """Real ranking data, which is not part of the repository."""
@@ -30,6 +37,21 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo_embedder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the embedded model's base, a bi-encoder, exported once a session; fp32 alone, judged on one query."""
+    from crossforge.export.exporter import ExportOptions, export_bundle
+    from crossforge.export.pairs import berlin
+    from crossforge.profiles import Precision
+
+    folder, record = tmp_path_factory.mktemp("demo-embedder"), berlin()
+    run = folder / "run.jsonl"
+    passages = [{"id": passage.id, "text": passage.text} for passage in record.passages]
+    run.write_text(json.dumps({"qid": record.qid, "query": record.query, "passages": passages}), encoding="utf-8")
+    export_bundle("demo-embedder", folder / "bundle", ExportOptions(precisions=(Precision.FP32,), verification=run))
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
 def native_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The native engine, compiled once a session; skips where there is no compiler."""
     from crossforge.runtime.sessions.native.library import build_library
@@ -37,3 +59,38 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to compile the native engine with")
     return build_library(tmp_path_factory.mktemp("cache") / "crossforge" / "native")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A model hub on the loopback; huggingface_hub of this process and its children asks it, with an empty cache."""
+    from huggingface_hub import constants, file_download
+
+    from support.fake_hub import TOKEN, fake_hub
+
+    with fake_hub() as server:
+        for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
+            monkeypatch.delenv(name)
+        cache = tmp_path / "hub-cache"
+        settings = {
+            "HF_ENDPOINT": server.url,
+            "HF_HUB_CACHE": str(cache),
+            "HF_HOME": str(tmp_path / "hub-home"),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        # The environment is for children; this process may have imported huggingface_hub before.
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for module in (constants, file_download):  # which of them has it changed with version 1
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        yield server

@@ -22,9 +22,14 @@ ADDRESS = "http://localhost:8080"
 
 
 def test_python_examples_run(
-    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    demo_bundle: Path,
+    demo_embedder_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "demo-bundle").symlink_to(demo_bundle)
+    (tmp_path / "embedder").symlink_to(demo_embedder_bundle)
     monkeypatch.chdir(tmp_path)
     blocks = [block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if ADDRESS not in block]
     assert blocks

@@ -11,7 +11,7 @@ from crossforge.export.demo import materialize_demo_model
 from crossforge.export.evaluation import evaluate_bundle
 from crossforge.export.quality import Quality, compare_quality, measure_quality, read_qrels
 from crossforge.profiles import InputError, Precision
-from crossforge.runtime import Reranker
+from crossforge.runtime import Embedder, Reranker
 from crossforge.runtime.records import QueryRecord, read_run
 
 
@@ -116,11 +116,18 @@ def test_a_repeated_test_gives_the_same_figures() -> None:
     assert compare_quality(ours, theirs) == compare_quality(ours, theirs)
 
 
-def test_variants_are_compared_with_fp32(demo_bundle: Path, shared_data: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def run_and_qrels(shared_data: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two real queries with 20 passages each."""
     run, qrels = tmp_path / "run.jsonl", shared_data / "trec-dl19" / "qrels.txt"
     lines = (shared_data / "trec-dl19" / "bm25-top100.jsonl").read_text(encoding="utf-8").splitlines()[:2]
     records = [json.loads(line) for line in lines]
     run.write_text("\n".join(json.dumps({**r, "passages": r["passages"][:20]}) for r in records))
+    return run, qrels
+
+
+def test_variants_are_compared_with_fp32(demo_bundle: Path, run_and_qrels: tuple[Path, Path]) -> None:
+    run, qrels = run_and_qrels
     evaluation = evaluate_bundle(demo_bundle, run, qrels, precisions=[Precision.INT8, Precision.FP32])
     assert evaluation.reference is Precision.FP32
     assert evaluation.variants[Precision.FP32].difference is None
@@ -129,3 +136,40 @@ def test_variants_are_compared_with_fp32(demo_bundle: Path, shared_data: Path, t
     assert difference is not None
     change = evaluation.variants[Precision.INT8].quality.ndcg_at_10 - evaluation.variants[Precision.FP32].quality.ndcg_at_10
     assert difference.mean == pytest.approx(change)
+
+
+def test_the_first_stage_and_a_bi_encoder_stand_beside_the_variants(
+    demo_bundle: Path, demo_embedder_bundle: Path, run_and_qrels: tuple[Path, Path]
+) -> None:
+    run, qrels = run_and_qrels
+    evaluation = evaluate_bundle(demo_bundle, run, qrels, precisions=[Precision.FP32], embedders=[demo_embedder_bundle])
+    ours = evaluation.variants[Precision.FP32].quality.ndcg_at_10
+    ((path, bi_encoder),) = evaluation.embedders.items()
+    assert (path, bi_encoder.precision) == (str(demo_embedder_bundle), Precision.FP32)
+    with Embedder.load(demo_embedder_bundle) as embedder:
+        by_hand = {
+            record.qid: dict(
+                zip(
+                    (passage.id for passage in record.passages),
+                    embedder.similarity(
+                        embedder.embed([record.query]).vectors,
+                        embedder.embed([passage.text for passage in record.passages]).vectors,
+                    )[0].tolist(),
+                    strict=True,
+                )
+            )
+            for record in read_run(run)
+        }
+    assert bi_encoder.quality == measure_quality(by_hand, read_qrels(qrels))
+    in_order = {r.qid: {p.id: -i for i, p in enumerate(r.passages)} for r in read_run(run)}
+    assert evaluation.first_stage.quality == measure_quality(in_order, read_qrels(qrels))
+    for ranking in (evaluation.first_stage, bi_encoder):
+        assert ranking.difference is not None
+        assert ranking.difference.mean == pytest.approx(ranking.quality.ndcg_at_10 - ours)
+        assert ranking.kendall_tau is not None
+        assert -0.9 < ranking.kendall_tau < 0.9
+
+
+def test_a_cross_encoder_is_no_embedder(demo_bundle: Path, run_and_qrels: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match="is not the bundle of a bi-encoder"):
+        evaluate_bundle(demo_bundle, *run_and_qrels, embedders=[demo_bundle])

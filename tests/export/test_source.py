@@ -60,10 +60,10 @@ def test_a_hub_id_without_an_answer_is_refused(monkeypatch: pytest.MonkeyPatch) 
         load_source("nobody/no-such-reranker")
 
 
-def test_a_bi_encoder_is_refused(checkpoint: Path) -> None:
+def test_a_bi_encoder_of_unknown_modules_is_refused(checkpoint: Path) -> None:
     pooling = "sentence_transformers.models.Pooling"
     (checkpoint / "modules.json").write_text(f'[{{"idx": 1, "name": "1", "path": "1_Pooling", "type": "{pooling}"}}]')
-    with pytest.raises(SourceError, match="bi-encoder"):
+    with pytest.raises(SourceError, match="bi-encoder of modules that crossforge does not know"):
         load_source(str(checkpoint))
 
 

@@ -269,7 +269,7 @@ def test_a_server_that_misreads_arrays_does_not_load_the_model(
 
 
 def test_a_provider_that_this_machine_lacks_does_not_load(load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossforge.runtime.reranker.inspect_machine", make_machine)
+    monkeypatch.setattr("crossforge.runtime.opening.inspect_machine", make_machine)
     with pytest.raises(MachineError, match="cuda"):
         load(provider="cuda")
 

@@ -52,7 +52,9 @@ ReportOption = Annotated[
 @app.command()
 @handles_errors
 def export(
-    source: Annotated[str, typer.Argument(help="A model folder, a hub id, or the word demo.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="A model folder, a hub id, or the word demo or demo-embedder.", show_default=False)
+    ],
     bundle: Annotated[Path, typer.Argument(help="The folder to write; a bundle there is replaced.", show_default=False)],
     precision: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "fp32,int8",
     calibration: CalibrationOption = None,
@@ -88,7 +90,7 @@ def export(
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Export a cross-encoder to ONNX, quantize it, and prove that its ranking survived."""
+    """Export a cross-encoder or a bi-encoder to ONNX, quantize it, and prove that its ranking survived."""
     require_extras("export", "evaluate", "cpu", purpose="Exporting")
     from crossforge.export.exporter import ExportOptions, export_bundle
     from crossforge.export.source import SourceOptions
@@ -120,7 +122,9 @@ def export(
     if as_json:
         print_json({"bundle": str(bundle), "variants": variants_document(manifest)})
         return
-    out.print(f"Wrote [bold]{escape(str(bundle))}[/]. Next: crossforge rank {escape(str(bundle))} -q QUERY --passages FILE")
+    rank = f"crossforge rank {bundle} -q QUERY --passages FILE"
+    embed = f'in Python, crossforge.runtime.Embedder.load("{bundle}")'
+    out.print(f"Wrote [bold]{escape(str(bundle))}[/]. Next: {escape(embed if manifest.embedding else rank)}")
 
 
 @app.command()

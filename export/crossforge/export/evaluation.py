@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,37 +15,57 @@ from crossforge.export.quality import Difference, Quality, Scores, compare_quali
 from crossforge.export.requirements import require_extras
 from crossforge.profiles import DeploymentProfile, InputError, Manifest, Precision
 from crossforge.runtime.bundle import Bundle
-from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.embedder import Embedder
+from crossforge.runtime.pair_scorer import PairScorer, load_pair_scorer
+from crossforge.runtime.progress import Progress, Silent, Stage
 from crossforge.runtime.records import QueryRecord, read_run
-from crossforge.runtime.reranker import Reranker
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariantEvaluation:
-    """One variant's ranking."""
+class RankingEvaluation:
+    """A ranking of the candidates, against the reference's."""
 
     quality: Quality
     kendall_tau: float | None
     """Mean tau-b with the reference's order; 1 for the reference itself, None where it cannot be had."""
     difference: Difference | None
     """nDCG@10 against the reference, with its test; None for the reference itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantEvaluation(RankingEvaluation):
+    """One variant's ranking."""
+
+    precision: Precision
     pairs_per_s: float
     """Scoring rate of this one pass, tokenization included; a rough figure, not a benchmark."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All variants on the same queries."""
+    """All variants on the same queries and candidates, beside what a reranker has to beat."""
 
     queries: int
     unjudged_queries: int
     """Queries of the run without a judgement, which were left out."""
     pairs: int
-    first_stage: Quality
+    first_stage: RankingEvaluation
     """The order in which the run lists the passages."""
+    embedders: dict[str, VariantEvaluation]
+    """Bi-encoders that order the same candidates by similarity, by the bundle's path as it was given."""
     reference: Precision
     """The variant that the others are compared with: fp32, or the first one where that was not evaluated."""
     variants: dict[Precision, VariantEvaluation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranking:
+    """What one pass gave."""
+
+    precision: Precision
+    scores: Scores
+    quality: Quality
+    pairs_per_s: float
 
 
 def evaluate_bundle(
@@ -53,6 +74,7 @@ def evaluate_bundle(
     qrels: str | Path,
     *,
     precisions: Sequence[Precision] | None = None,
+    embedders: Sequence[str | Path] = (),
     min_relevance: int = 1,
     provider: str = "auto",
     deployment: DeploymentProfile | None = None,
@@ -65,6 +87,8 @@ def evaluate_bundle(
         run: JSON lines of ``{"qid", "query", "passages": [{"id", "text"}]}``, best first-stage rank first.
         qrels: Judgements in TREC format.
         precisions: The variants; None takes all, or the one that ``deployment`` names and fp32 to compare it with.
+        embedders: Bundles of bi-encoders that order the same candidates by similarity, each with the variant that ``auto``
+            takes.
         min_relevance: The lowest grade that counts as relevant for MRR and recall (nDCG uses the grades themselves).
         provider: As in :meth:`Reranker.load`.
         deployment: How to run them. A variant that it does not name runs by the defaults where it names another.
@@ -87,41 +111,39 @@ def evaluate_bundle(
             got=f"query ids {', '.join(record.qid for record in records[:3])}...",
             allowed=f"such as {', '.join(list(judgements)[:3])}",
         )
+    measure = partial(measure_quality, judgements=judgements, min_relevance=min_relevance)
+
+    def rank(scorer: PairScorer, stage: Stage) -> _Ranking:
+        start = time.perf_counter()
+        scores = _rerank(scorer, judged, stage)
+        rate, quality = pairs / (time.perf_counter() - start), measure(scores)
+        stage.note = f"nDCG@10 {quality.ndcg_at_10:.4f}"
+        return _Ranking(precision=scorer.precision, scores=scores, quality=quality, pairs_per_s=rate)
+
     pairs = sum(len(record.passages) for record in judged)
-    first_stage = {r.qid: {p.id: float(-rank) for rank, p in enumerate(r.passages)} for r in judged}
+    others = {str(path): _open_embedder(path) for path in embedders}
     chosen = tuple(precisions or choose_variants(opened.manifest, deployment))
-    reference = Precision.FP32 if Precision.FP32 in chosen else chosen[0]
-    scores: dict[Precision, Scores] = {}
-    qualities: dict[Precision, Quality] = {}
-    rates: dict[Precision, float] = {}
+    embedded, ranked = {}, {}
+    for path, other in others.items():
+        with progress.stage(f"rank with {other.path.name}") as stage, Embedder.load(other, provider=provider) as embedder:
+            embedded[path] = rank(embedder, stage)
     for precision in chosen:
-        with progress.stage(f"rerank with {precision}") as stage:
-            own = deployment if deployment is not None and deployment.precision in (None, precision) else None
-            with Reranker.load(opened, precision=precision, provider=provider, deployment=own) as reranker:
-                start = time.perf_counter()
-                scored: dict[str, dict[str, float]] = {}
-                for done, record in enumerate(judged, start=1):
-                    scored[record.qid] = _score(reranker, record)
-                    stage.advance(done, len(judged))
-                rates[precision] = pairs / (time.perf_counter() - start)
-            scores[precision] = scored
-            qualities[precision] = measure_quality(scored, judgements, min_relevance=min_relevance)
-            stage.note = f"nDCG@10 {qualities[precision].ndcg_at_10:.4f}"
+        own = deployment if deployment is not None and deployment.precision in (None, precision) else None
+        with (
+            progress.stage(f"rerank with {precision}") as stage,
+            load_pair_scorer(opened, precision=precision, provider=provider, deployment=own) as scorer,
+        ):
+            ranked[precision] = rank(scorer, stage)
+    reference = ranked[Precision.FP32 if Precision.FP32 in chosen else chosen[0]]
+    first_stage = {r.qid: {p.id: float(-rank) for rank, p in enumerate(r.passages)} for r in judged}
     return Evaluation(
         queries=len(judged),
         unjudged_queries=len(records) - len(judged),
         pairs=pairs,
-        first_stage=measure_quality(first_stage, judgements, min_relevance=min_relevance),
-        reference=reference,
-        variants={
-            precision: VariantEvaluation(
-                quality=quality,
-                kendall_tau=_mean_tau(scores[reference], scores[precision]),
-                difference=None if precision is reference else compare_quality(quality, qualities[reference]),
-                pairs_per_s=rates[precision],
-            )
-            for precision, quality in qualities.items()
-        },
+        first_stage=_compare(first_stage, measure(first_stage), reference),
+        embedders={path: _judge(ranking, reference) for path, ranking in embedded.items()},
+        reference=reference.precision,
+        variants={precision: _judge(ranking, reference) for precision, ranking in ranked.items()},
     )
 
 
@@ -133,9 +155,37 @@ def choose_variants(manifest: Manifest, deployment: DeploymentProfile | None) ->
     return list(dict.fromkeys([*reference, deployment.precision]))
 
 
-def _score(reranker: Reranker, record: QueryRecord) -> dict[str, float]:
-    scored = reranker.score_pairs([(record.query, passage.text) for passage in record.passages])
-    return dict(zip((p.id for p in record.passages), reranker.relevance(scored.logits).tolist(), strict=True))
+def _compare(scores: Scores, quality: Quality, reference: _Ranking) -> RankingEvaluation:
+    return RankingEvaluation(
+        quality=quality,
+        kendall_tau=_mean_tau(reference.scores, scores),
+        difference=None if scores is reference.scores else compare_quality(quality, reference.quality),
+    )
+
+
+def _judge(ranking: _Ranking, reference: _Ranking) -> VariantEvaluation:
+    compared = _compare(ranking.scores, ranking.quality, reference)
+    return VariantEvaluation(**vars(compared), precision=ranking.precision, pairs_per_s=ranking.pairs_per_s)
+
+
+def _open_embedder(path: str | Path) -> Bundle:
+    bundle = Bundle.open(path)
+    if bundle.manifest.embedding is None:
+        raise InputError(f"{path} is not the bundle of a bi-encoder", got=bundle.manifest.architecture)
+    return bundle
+
+
+def _rerank(scorer: PairScorer, records: Sequence[QueryRecord], stage: Stage) -> dict[str, dict[str, float]]:
+    scores = {}
+    for done, record in enumerate(records, start=1):
+        scores[record.qid] = _score(scorer, record)
+        stage.advance(done, len(records))
+    return scores
+
+
+def _score(scorer: PairScorer, record: QueryRecord) -> dict[str, float]:
+    scored = scorer.score_pairs([(record.query, passage.text) for passage in record.passages])
+    return dict(zip((p.id for p in record.passages), scorer.relevance(scored.logits).tolist(), strict=True))
 
 
 def _mean_tau(reference: Scores, scores: Scores) -> float | None:

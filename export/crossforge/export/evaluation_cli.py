@@ -12,13 +12,12 @@ from crossforge.export.bundle_cli import parse_precisions
 from crossforge.profiles import InputError
 from crossforge.runtime.cli import BundleArgument, DeploymentOption, ProviderOption, read_deployment
 from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json
-from crossforge.runtime.similarity.cli import LabelColumnOption, LabelsOption, QuotingOption
-from crossforge.runtime.similarity.options import Criterion, LabelKind, PairFormat
+from crossforge.runtime.pairs.cli import LabelColumnOption, LabelsOption, QuotingOption
+from crossforge.runtime.pairs.options import Criterion, LabelKind, PairFormat
 
 if TYPE_CHECKING:
-    from crossforge.export.evaluation import Evaluation
+    from crossforge.export.evaluation import Evaluation, RankingEvaluation
     from crossforge.export.pair_evaluation import PairEvaluation
-    from crossforge.export.quality import Quality
 
 app = typer.Typer(add_completion=False)
 
@@ -41,13 +40,17 @@ def evaluate(
         str | None,
         typer.Option(help="Variants, separated by commas.", show_default="all, or the deployment profile's and fp32"),
     ] = None,
+    embedder: Annotated[
+        list[Path] | None,
+        typer.Option(help="Bundle of a bi-encoder to order the same candidates; may be repeated.", show_default=False),
+    ] = None,
     min_relevance: Annotated[int, typer.Option(help="Lowest grade that MRR and recall count as relevant.")] = 1,
     provider: ProviderOption = "auto",
     deployment: DeploymentOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Measure nDCG@10, MRR@10 and recall@100 of a bundle's variants, or how they judge labelled pairs, side by side."""
+    """Measure a bundle's variants side by side: nDCG@10 beside the first stage's, or how they judge labelled pairs."""
     from crossforge.export.evaluation import evaluate_bundle
     from crossforge.export.pair_evaluation import evaluate_pairs
 
@@ -74,6 +77,7 @@ def evaluate(
         run,
         qrels,
         precisions=None if precision is None else parse_precisions(precision),
+        embedders=embedder or (),
         min_relevance=min_relevance,
         provider=provider,
         deployment=read_deployment(deployment),
@@ -83,14 +87,11 @@ def evaluate(
         print_json(_evaluation_document(evaluation))
         return
     table = Table("", "nDCG@10", "MRR@10", "recall@100", "change (95 % interval)", "p", "Kendall tau", "pairs/s", box=None)
-    table.add_row("first stage", *_figures(evaluation.first_stage), "", "", "", "")
+    table.add_row("first stage", *_row(evaluation.first_stage), "")
+    for path, ranking in evaluation.embedders.items():
+        table.add_row(f"{Path(path).name} {ranking.precision}", *_row(ranking), f"{ranking.pairs_per_s:.0f}")
     for name, variant in evaluation.variants.items():
-        tau = "-" if variant.kendall_tau is None else f"{variant.kendall_tau:.4f}"
-        change = p_value = ""
-        if (difference := variant.difference) is not None:
-            low, high = difference.interval_95
-            change, p_value = f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f})", f"{difference.p_value:.3f}"
-        table.add_row(name, *_figures(variant.quality), change, p_value, tau, f"{variant.pairs_per_s:.0f}")
+        table.add_row(name, *_row(variant), f"{variant.pairs_per_s:.0f}")
     out.print(table)
     out.print(
         f"{evaluation.queries} queries, {evaluation.pairs} pairs; change of nDCG@10 and Kendall tau against "
@@ -98,6 +99,16 @@ def evaluate(
     )
     if evaluation.unjudged_queries:
         out.print(f"{evaluation.unjudged_queries} queries of the run have no judgement and were left out.")
+
+
+def _row(ranking: RankingEvaluation) -> tuple[str, ...]:
+    quality, change, p_value = ranking.quality, "", ""
+    if (difference := ranking.difference) is not None:
+        low, high = difference.interval_95
+        change, p_value = f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f})", f"{difference.p_value:.3f}"
+    tau = "-" if ranking.kendall_tau is None else f"{ranking.kendall_tau:.4f}"
+    figures = (quality.ndcg_at_10, quality.mrr_at_10, quality.recall_at_100)
+    return (*(f"{figure:.4f}" for figure in figures), change, p_value, tau)
 
 
 def _print_pair_evaluation(evaluation: PairEvaluation) -> None:
@@ -126,29 +137,29 @@ def _print_pair_evaluation(evaluation: PairEvaluation) -> None:
         )
 
 
-def _figures(quality: Quality) -> tuple[str, str, str]:
-    return f"{quality.ndcg_at_10:.4f}", f"{quality.mrr_at_10:.4f}", f"{quality.recall_at_100:.4f}"
-
-
 def _evaluation_document(evaluation: Evaluation) -> dict[str, object]:
     """What ``--json`` says of an evaluation."""
 
-    def figures(quality: Quality) -> dict[str, float]:
-        return {"ndcg@10": quality.ndcg_at_10, "mrr@10": quality.mrr_at_10, "recall@100": quality.recall_at_100}
+    def figures(ranking: RankingEvaluation) -> dict[str, object]:
+        return {
+            "ndcg@10": ranking.quality.ndcg_at_10,
+            "mrr@10": ranking.quality.mrr_at_10,
+            "recall@100": ranking.quality.recall_at_100,
+            "ndcg@10_difference": ranking.difference,
+            "kendall_tau": ranking.kendall_tau,
+        }
 
     return {
         "queries": evaluation.queries,
         "unjudged_queries": evaluation.unjudged_queries,
         "pairs": evaluation.pairs,
         "first_stage": figures(evaluation.first_stage),
+        "embedders": {
+            path: {"precision": ranking.precision, **figures(ranking), "pairs_per_s": ranking.pairs_per_s}
+            for path, ranking in evaluation.embedders.items()
+        },
         "reference": evaluation.reference,
         "variants": {
-            name: {
-                **figures(variant.quality),
-                "ndcg@10_difference": variant.difference,
-                "kendall_tau": variant.kendall_tau,
-                "pairs_per_s": variant.pairs_per_s,
-            }
-            for name, variant in evaluation.variants.items()
+            name: {**figures(variant), "pairs_per_s": variant.pairs_per_s} for name, variant in evaluation.variants.items()
         },
     }

@@ -7,13 +7,15 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnx import ModelProto
 from tokenizers import Tokenizer
 
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
-from crossforge.export.onnx import export_onnx, opset_of
+from crossforge.export.onnx import export_onnx, export_transformer, opset_of
 from crossforge.export.options import VariantOptions
 from crossforge.export.pairs import flatten, verification_pairs
 from crossforge.export.passes import keep_first_row
+from crossforge.export.pooling import append_pooling
 from crossforge.export.reference import reference_logits
 from crossforge.export.reports import write_reports
 from crossforge.export.source import LoadedSource, SourceOptions, load_source
@@ -29,7 +31,7 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.bundle import TOKENIZER_NAME
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template, load_tokenizer
+from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template, derive_text_template, load_tokenizer
 
 DEFAULT_PRECISIONS = (Precision.FP32, Precision.INT8)
 _GOLDEN_PAIRS = 8
@@ -56,13 +58,13 @@ class ExportOptions(VariantOptions):
 def export_bundle(
     source: str, target: str | Path, options: ExportOptions | None = None, *, progress: Progress | None = None
 ) -> Manifest:
-    """Export a cross-encoder, quantize it, prove that its ranking survived, and write a bundle.
+    """Export a cross-encoder or a bi-encoder, quantize it, prove that its ranking survived, and write a bundle.
 
     The float32 graph is compared with PyTorch and every other variant with the float32 graph, on the verification pairs,
     through the runtime's own tokenizer, batches and session.
 
     Args:
-        source: A local folder, a hub id, or ``demo``.
+        source: A local folder, a hub id, ``demo`` or ``demo-embedder``.
         target: The bundle's folder. A bundle that is there is replaced, when the new one is complete.
         options: What to make.
         progress: Told of each stage.
@@ -71,7 +73,7 @@ def export_bundle(
         The manifest that was written.
 
     Raises:
-        SourceError: The source is not a cross-encoder that can be exported.
+        SourceError: The source is no model that can be exported.
         InputError: ``target`` holds something else.
         GateError: A variant ranks differently from its reference; nothing is written.
         MachineError: A package is missing.
@@ -99,6 +101,8 @@ class _Export:
         self._progress = progress
 
     def run(self) -> Manifest:
+        bi_encoder = self._loaded.bi_encoder
+        embedding = None if bi_encoder is None else bi_encoder.embedding
         tokenizer, template = self._write_tokenizer()
         self._write_config()
         maker = VariantMaker(
@@ -108,13 +112,14 @@ class _Export:
             pad_token_id=self._pad_token_id(),
             options=self._options,
             progress=self._progress,
+            embedding=embedding,
         )
         with self._progress.stage("score with PyTorch") as stage:
             reference = reference_logits(self._loaded, flatten(maker.records))
             golden = _golden_pairs(self._loaded)
             stage.note = f"{len(reference)} pairs"
         with self._progress.stage("convert to ONNX") as stage:
-            graph = export_onnx(self._loaded.model)
+            graph = self._trace()
             lean = keep_first_row(graph)
             stage.note = f"opset {opset_of(graph)}, {len(lean.model.graph.node)} nodes; {'; '.join(lean.notes)}"
         fp32 = maker.add_fp32(lean.model, reference)
@@ -137,11 +142,18 @@ class _Export:
             pad_token_id=self._pad_token_id(),
             truncation=self._loaded.truncation,
             scoring=self._loaded.scoring,
+            embedding=embedding,
             variants=maker.variants,
             golden=golden,
             tools=_tool_versions(),
             files=record_files(self._folder),
         )
+
+    def _trace(self) -> ModelProto:
+        bi_encoder = self._loaded.bi_encoder
+        if bi_encoder is None:
+            return export_onnx(self._loaded.model)
+        return append_pooling(export_transformer(self._loaded.model), bi_encoder.embedding, bi_encoder.dense)
 
     def _write_tokenizer(self) -> tuple[PairTokenizer, PairTemplate]:
         """Save the tokenizer without truncation and padding, which would cut whatever opens the bundle."""
@@ -156,12 +168,15 @@ class _Export:
         config["model_max_length"] = self._loaded.truncation.max_length
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         ours: Tokenizer = load_tokenizer(self._folder / TOKENIZER_NAME)
-        template = derive_pair_template(ours)
+        template = (derive_pair_template if self._loaded.bi_encoder is None else derive_text_template)(ours)
         return PairTokenizer(ours, template, self._loaded.truncation), template
 
     def _write_config(self) -> None:
         """Save the config with the activation in the place where sentence-transformers looks for it today."""
         config = self._loaded.model.config
+        if self._loaded.bi_encoder is not None:
+            config.save_pretrained(self._folder)
+            return
         own = dict(getattr(config, "sentence_transformers", None) or {})
         own["activation_fn"] = _ACTIVATION_CLASSES[self._loaded.scoring.activation]
         config.sentence_transformers = own

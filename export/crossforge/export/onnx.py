@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OPSET = 18
 """Has LayerNormalization (17) and reductions with axes as an input (18); every engine that we build for reads it."""
 _TASK = "text-classification"
+_HEADLESS_TASK = "feature-extraction"
 
 
 def export_onnx(model: PreTrainedModel) -> ModelProto:
@@ -38,6 +39,31 @@ def export_onnx(model: PreTrainedModel) -> ModelProto:
         MissingPackageError: optimum-onnx is not installed.
         SourceError: optimum does not know the architecture, or the result is not a reranker.
     """
+    exported = _trace(model, _TASK)
+    _check_outputs(exported, ranks=2, what="a reranker", allowed="logits [batch, labels]")
+    return exported
+
+
+def export_transformer(model: PreTrainedModel) -> ModelProto:
+    """Trace a transformer without a head, as :func:`export_onnx` does.
+
+    Returns:
+        The like, with the output ``last_hidden_state`` float32 [batch, sequence, hidden].
+    """
+    exported = _trace(model, _HEADLESS_TASK)
+    _check_outputs(exported, ranks=3, what="a transformer", allowed="last_hidden_state [batch, sequence, hidden]")
+    known = {"input_ids", "attention_mask", "token_type_ids"}
+    inputs = {value.name for value in exported.graph.input}
+    if inputs - known:
+        raise SourceError(
+            f"a {type(model).__name__} takes inputs that the runtime does not make",
+            got=", ".join(sorted(inputs - known)),
+            allowed=", ".join(sorted(known)),
+        )
+    return exported
+
+
+def _trace(model: PreTrainedModel, task: str) -> ModelProto:
     try:
         from optimum.exporters.onnx.convert import onnx_export_from_model
     except ImportError as error:
@@ -45,12 +71,11 @@ def export_onnx(model: PreTrainedModel) -> ModelProto:
     with tempfile.TemporaryDirectory(prefix="crossforge-") as folder:
         try:
             with _quiet():
-                onnx_export_from_model(model, folder, task=_TASK, opset=OPSET, do_validation=False)
+                onnx_export_from_model(model, folder, task=task, opset=OPSET, do_validation=False)
         except Exception as error:
             kind = type(model).__name__
             raise SourceError(f"optimum cannot export a {kind} ({type(error).__name__}: {error})") from error
         exported: ModelProto = onnx.load(str(Path(folder) / "model.onnx"))
-    _check_is_reranker(exported)
     _drop_aliases(exported)
     return exported
 
@@ -85,12 +110,10 @@ def opset_of(model: ModelProto) -> int:
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def _check_is_reranker(model: ModelProto) -> None:
+def _check_outputs(model: ModelProto, *, ranks: int, what: str, allowed: str) -> None:
     outputs = {output.name: len(output.type.tensor_type.shape.dim) for output in model.graph.output}
-    if list(outputs.values()) != [2]:
-        raise SourceError(
-            "the exported graph is not a reranker", got=f"outputs {', '.join(outputs)}", allowed="logits [batch, labels]"
-        )
+    if list(outputs.values()) != [ranks]:
+        raise SourceError(f"the exported graph is not {what}", got=f"outputs {', '.join(outputs)}", allowed=allowed)
 
 
 def _drop_aliases(model: ModelProto) -> None:

@@ -13,9 +13,7 @@ from crossforge.export.evaluation import choose_variants
 from crossforge.export.requirements import require_extras
 from crossforge.profiles import Activation, DeploymentProfile, InputError, Precision
 from crossforge.runtime.bundle import Bundle
-from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.reranker import Reranker
-from crossforge.runtime.similarity.figures import (
+from crossforge.runtime.pairs.figures import (
     AtThreshold,
     BinaryFigures,
     GradedFigures,
@@ -25,10 +23,12 @@ from crossforge.runtime.similarity.figures import (
     measure_binary,
     measure_graded,
 )
-from crossforge.runtime.similarity.labels import survey_labels
-from crossforge.runtime.similarity.options import Criterion, LabelKind, PairFormat
-from crossforge.runtime.similarity.records import open_pairs
-from crossforge.runtime.similarity.streaming import score_all
+from crossforge.runtime.pairs.labels import survey_labels
+from crossforge.runtime.pairs.options import Criterion, LabelKind, PairFormat
+from crossforge.runtime.pairs.records import open_pairs
+from crossforge.runtime.pairs.streaming import score_all
+from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.reranker import Reranker
 
 _RESAMPLES = 1_000
 _SEED = 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossforge.export.demo import DEMO, materialize_demo_model
+from crossforge.export.bi_encoder import BiEncoder, DenseLayer, is_bi_encoder, read_bi_encoder
+from crossforge.export.demo import DEMO, DEMO_EMBEDDER, find_demo_base, materialize_demo_model
 from crossforge.profiles import (
     Activation,
     InputError,
@@ -21,6 +22,7 @@ from crossforge.profiles import (
     Truncation,
     TruncationSide,
 )
+from crossforge.runtime.hub import is_hub_id
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -29,8 +31,11 @@ DEFAULT_QUERY_MAX_LENGTH = 64
 """monoBERT's contract (Nogueira and Cho, 2019); used where the source says nothing."""
 _LARGEST_PLAUSIBLE_LENGTH = 1_000_000
 """Above this a tokenizer's model_max_length is a placeholder for "unknown"."""
-_ALLOWED_SOURCES = "a model folder, a hub id, or the word demo"
+_ALLOWED_SOURCES = "a model folder, a hub id, or the word demo or demo-embedder"
 _HUB_TIMEOUT_S = 10.0
+_MODULES = "modules.json"
+SIMILARITY = Scoring(labels=("similarity",), activation=Activation.IDENTITY, ranking_label=0)
+"""What the score of a pair is where texts are embedded."""
 _HEAD = "ForSequenceClassification"
 _ACTIVATIONS = {
     "Identity": Activation.IDENTITY,
@@ -68,7 +73,7 @@ class SourceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedSource:
-    """A cross-encoder in memory."""
+    """A cross-encoder, or a bi-encoder, in memory."""
 
     model: PreTrainedModel
     """On the CPU, float32, in evaluation mode."""
@@ -76,17 +81,20 @@ class LoadedSource:
     source: Source
     scoring: Scoring
     truncation: Truncation
+    bi_encoder: BiEncoder | None = None
+    """What comes after the transformer, where the source embeds texts."""
 
 
 def load_source(source: str, options: SourceOptions | None = None) -> LoadedSource:
-    """Load a cross-encoder.
+    """Load a cross-encoder or a bi-encoder.
 
     Args:
-        source: A local folder, a hub id, or ``demo``.
+        source: A local folder, a hub id, ``demo`` or ``demo-embedder``.
         options: Overrides and permissions.
 
     Raises:
-        SourceError: There is no such source, or it is not a cross-encoder with weights that may be read.
+        SourceError: There is no such source, or it is neither with weights that may be read.
+        InputError: An option is for cross-encoders, and the source is a bi-encoder.
         MissingPackageError: The ``export`` extra is not installed.
     """
     options = options or SourceOptions()
@@ -94,12 +102,26 @@ def load_source(source: str, options: SourceOptions | None = None) -> LoadedSour
         if importlib.util.find_spec(package) is None:
             raise MissingPackageError(package, extra="export", purpose="Exporting")
     location = _locate(source, options.revision)  # before the slow import: a typing error should not take seconds
+    bi_encoder = None
+    revision = None
+    if (folder := _find_bi_encoder(source, location, options)) is not None:
+        revision = None if folder == Path(location) else folder.name  # a snapshot's folder is named by its commit
+        bi_encoder = read_bi_encoder(folder, name=source, allow_pickle=options.allow_pickle)
+        location = str(bi_encoder.transformer)
+        _refuse_options_of_pairs(source, options)
     import transformers
 
     with _quiet_transformers():
         config = _load_config(source, location, options)
-        _refuse_other_models(source, location, config)
-        model = _load_model(source, location, options)
+        if bi_encoder is None:
+            _refuse_other_models(source, config)
+        elif config.is_encoder_decoder:
+            raise SourceError(
+                f"{source} embeds with an encoder and a decoder",
+                got=config.model_type,
+                allowed="a transformer of one of them",
+            )
+        model = _load_model(source, location, options, with_head=bi_encoder is None)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 location, revision=options.revision, trust_remote_code=options.trust_remote_code
@@ -112,39 +134,56 @@ def load_source(source: str, options: SourceOptions | None = None) -> LoadedSour
             got=type(tokenizer).__name__,
             allowed="a fast tokenizer",
         )
+    origin = Source(
+        id=source if source in (DEMO, DEMO_EMBEDDER) else _public_name(source),
+        revision=revision or getattr(config, "_commit_hash", None),
+        weights_sha256=digest_weights(model, () if bi_encoder is None else bi_encoder.dense),
+    )
+    if bi_encoder is not None:
+        if bi_encoder.lower_case:
+            _lower_case(tokenizer)
+        return LoadedSource(
+            model=model,
+            tokenizer=tokenizer,
+            source=origin,
+            scoring=SIMILARITY,
+            truncation=_read_text_truncation(source, config, tokenizer, options, bi_encoder),
+            bi_encoder=bi_encoder,
+        )
     return LoadedSource(
         model=model,
         tokenizer=tokenizer,
-        source=Source(
-            id=source if source == DEMO else _public_name(source),
-            revision=getattr(config, "_commit_hash", None),
-            weights_sha256=digest_weights(model),
-        ),
+        source=origin,
         scoring=_read_scoring(location, config, options),
         truncation=_read_truncation(source, config, tokenizer, options),
     )
 
 
-def digest_weights(model: PreTrainedModel) -> str:
-    """SHA-256 over the names and bytes of a model's tensors, in the order of their names."""
+def digest_weights(model: PreTrainedModel, dense: Sequence[DenseLayer] = ()) -> str:
+    """SHA-256 over the names and bytes of a model's tensors, in the order of their names, and of the layers after it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for layer in dense:
+        digest.update(f"dense {layer}\n".encode())
+        digest.update(layer.weight.tobytes() + (b"" if layer.bias is None else layer.bias.tobytes()))
     return digest.hexdigest()
 
 
 def _locate(source: str, revision: str | None) -> str:
     if source == DEMO:
         return str(materialize_demo_model())
+    if source == DEMO_EMBEDDER:
+        return str(find_demo_base())
     path = Path(source).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not (path / _MODULES).is_file():
             raise SourceError(f"the folder {source} holds no model: it has no config.json")
         return str(path)
     if path.exists():
         raise SourceError(f"{source} is a file", allowed=_ALLOWED_SOURCES)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith((".", "-")):
+    if not is_hub_id(source):
         raise SourceError(f"there is no folder {source}", allowed=_ALLOWED_SOURCES)
     _ask_hub(source, revision)
     return source
@@ -195,25 +234,54 @@ def _load_config(source: str, location: str, options: SourceOptions) -> Pretrain
     return config
 
 
-def _refuse_other_models(source: str, location: str, config: PretrainedConfig) -> None:
-    modules = _read_json(Path(location) / "modules.json")
-    if isinstance(modules, list) and any("Pooling" in str(module.get("type")) for module in modules):
-        raise SourceError(
-            f"{source} is a bi-encoder: it embeds texts one by one and cannot score a pair",
-            allowed=f"a cross-encoder (*{_HEAD})",
+def _find_bi_encoder(source: str, location: str, options: SourceOptions) -> Path | None:
+    """The folder of a bi-encoder, fetched from the hub where it is there; None for anything else."""
+    folder = Path(location)
+    if not folder.is_dir():
+        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            modules = hf_hub_download(location, _MODULES, revision=options.revision)
+        except (EntryNotFoundError, OSError):  # it has none; or is in the cache without it, and no hub answers
+            return None
+        if not is_bi_encoder(_read_json(Path(modules))):
+            return None
+        patterns = ["*.json", "*.txt", "*.model", "*.safetensors", *(["*.bin"] if options.allow_pickle else [])]
+        try:
+            folder = Path(snapshot_download(location, revision=options.revision, allow_patterns=patterns))
+        except OSError as error:
+            raise SourceError(f"cannot fetch {source} from the hub ({_first_line(error)})") from error
+    return folder if is_bi_encoder(_read_json(folder / _MODULES)) else None
+
+
+def _refuse_options_of_pairs(source: str, options: SourceOptions) -> None:
+    named = {
+        "--query-max-length": options.query_max_length,
+        "--activation": options.activation,
+        "--ranking-label": options.ranking_label,
+    }
+    if given := [name for name, value in named.items() if value is not None]:
+        raise InputError(
+            f"{source} is a bi-encoder, which embeds each text by itself",
+            got=", ".join(given),
+            allowed="--max-length, for one text",
         )
+
+
+def _refuse_other_models(source: str, config: PretrainedConfig) -> None:
     architectures = list(config.architectures or ())
     if not any(name.endswith(_HEAD) for name in architectures):
         raise SourceError(
             f"{source} has no classification head",
             got=", ".join(architectures) or "no architecture in its config",
-            allowed=f"a cross-encoder (*{_HEAD})",
+            allowed=f"a cross-encoder (*{_HEAD}), or a bi-encoder's folder with its {_MODULES}",
         )
 
 
-def _load_model(source: str, location: str, options: SourceOptions) -> PreTrainedModel:
+def _load_model(source: str, location: str, options: SourceOptions, *, with_head: bool) -> PreTrainedModel:
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForSequenceClassification
 
     folder = Path(location)
     if folder.is_dir() and not options.allow_pickle and not list(folder.glob("*.safetensors")):
@@ -227,7 +295,7 @@ def _load_model(source: str, location: str, options: SourceOptions) -> PreTraine
             )
         raise SourceError(f"{source} holds no weights", allowed="*.safetensors")
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = (AutoModelForSequenceClassification if with_head else AutoModel).from_pretrained(
             location,
             revision=options.revision,
             trust_remote_code=options.trust_remote_code,
@@ -237,11 +305,16 @@ def _load_model(source: str, location: str, options: SourceOptions) -> PreTraine
         )
     except Exception as error:
         raise SourceError(f"cannot load the weights of {source} ({_first_line(error)})") from error
-    if missing := sorted(info["missing_keys"]):
+    missing = sorted(info["missing_keys"])
+    if not with_head and hasattr(model, "pooler"):  # BERT's own pooler, which an embedding does not read
+        model.pooler = None
+        missing = [name for name in missing if not name.startswith("pooler.")]
+    if missing:
+        head = "A checkpoint whose head is missing would score at random; use one that was trained as a cross-encoder."
         raise SourceError(
             f"{source} lacks {len(missing)} of the tensors that a {type(model).__name__} needs",
             got=f"{missing[0]} and others missing" if len(missing) > 1 else f"{missing[0]} missing",
-            fix="A checkpoint whose head is missing would score at random; use one that was trained as a cross-encoder.",
+            fix=head if with_head else "A checkpoint without them would embed at random.",
         )
     loaded: PreTrainedModel = model.eval()
     return loaded
@@ -304,6 +377,38 @@ def _read_truncation(
         raise SourceError("query_max_length leaves no room for a passage", got=query_max_length, allowed=f"1 to {room}")
     side = TruncationSide(str(getattr(tokenizer, "truncation_side", "right")))
     return Truncation(max_length=max_length, query_max_length=None if options.symmetric else query_max_length, side=side)
+
+
+def _read_text_truncation(
+    source: str,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    options: SourceOptions,
+    bi_encoder: BiEncoder,
+) -> Truncation:
+    """What one text may have. A query of its own there is not, so ``query_max_length`` says what it can at most."""
+    positions = _usable_positions(config)
+    of_tokenizer = int(tokenizer.model_max_length) if tokenizer.model_max_length < _LARGEST_PLAUSIBLE_LENGTH else None
+    said = bi_encoder.max_length or of_tokenizer or positions
+    wanted = options.max_length or said
+    if wanted is None:
+        raise SourceError(f"{source} does not say how long a text may be", fix="Say it with --max-length.")
+    longest = positions or wanted
+    max_length = min(wanted, longest) if options.max_length is None else wanted
+    special = tokenizer.num_special_tokens_to_add(pair=False)
+    if not special + 2 <= max_length <= longest:
+        raise SourceError(f"max_length does not suit {source}", got=max_length, allowed=f"{special + 2} to {longest}")
+    side = TruncationSide(str(getattr(tokenizer, "truncation_side", "right")))
+    return Truncation(max_length=max_length, query_max_length=max_length - special - 1, side=side)
+
+
+def _lower_case(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Lowercase before the tokenizer's own normalization, as sentence-transformers does where it is told to."""
+    from tokenizers.normalizers import Lowercase, Normalizer
+    from tokenizers.normalizers import Sequence as Normalizers
+
+    own: Normalizer | None = tokenizer.backend_tokenizer.normalizer
+    tokenizer.backend_tokenizer.normalizer = Normalizers([Lowercase(), *([] if own is None else [own])])
 
 
 def _usable_positions(config: PretrainedConfig) -> int | None:

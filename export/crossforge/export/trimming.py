@@ -36,11 +36,11 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.pair_scorer import load_pair_scorer
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.records import QueryRecord
-from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.sessions.native.encoder_file import read_encoder, write_encoder
-from crossforge.runtime.tokenization import derive_pair_template, load_tokenizer
+from crossforge.runtime.tokenization import derive_pair_template, derive_text_template, load_tokenizer
 
 _TOLERANCE = 1e-6
 """Largest difference of a logit between a variant and its trimmed self: the same arithmetic on the same numbers."""
@@ -78,7 +78,7 @@ def trim_bundle(
     """
     progress = progress or Silent()
     refuse_other_content(Path(target))
-    source = Bundle.open(bundle)
+    source = Bundle.open_whole(bundle)
     runs = list(runs)
     corpus = [*list_texts(texts), *_texts_of(record for run in runs for record in run)]
     if not any(text.strip() for text in corpus):
@@ -90,7 +90,8 @@ def trim_bundle(
         stage.note = f"{len(source.manifest.files)} files"
     with staged_bundle(target) as folder:
         with progress.stage("trim the vocabulary") as stage:
-            manifest, left_out = _trim(source, folder, [*corpus, *(text for pair in pairs for text in pair)])
+            texts = [*corpus, *(text for pair in pairs for text in pair)]
+            manifest, left_out = _trim(source, folder, texts)
             stage.note = f"{manifest.trimmed}: those of the texts, of the built-in and golden pairs, and special ones"
             if left_out:
                 stage.note += f"; left out, for it may hold the old vocabulary: {', '.join(left_out)}"
@@ -128,6 +129,9 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     """
     manifest = source.manifest
     texts = dict.fromkeys([*corpus, *_texts_of(builtin_pairs())])
+    if manifest.embedding is not None:  # a prompt may grow together with the text that comes after it
+        prompts = [prompt for prompt in manifest.embedding.prompts.values() if prompt]
+        texts |= dict.fromkeys(prompt + text for prompt in prompts for text in texts)
     graphs = [precision for precision in manifest.variants if precision not in ENGINE_OF]
     if not graphs:
         raise InputError(
@@ -150,9 +154,10 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     of_models = {name for variant in manifest.variants.values() for name in variant.files}
     names = [name for name in manifest.files if name not in of_models]
     left_out = write_renumbered_files(source.path, names, folder, result.tokenizer_json, result.new_ids)
+    derive_template = derive_pair_template if manifest.embedding is None else derive_text_template
     trimmed_manifest = replace(
         manifest,
-        pair_template=derive_pair_template(load_tokenizer(folder / TOKENIZER_NAME)),
+        pair_template=derive_template(load_tokenizer(folder / TOKENIZER_NAME)),
         pad_token_id=int(result.new_ids[manifest.pad_token_id]),
         trimmed=_add_up(manifest.trimmed, result),
         variants=variants,
@@ -200,5 +205,5 @@ def _verify(source: Bundle, trimmed: Bundle, precision: Precision, pairs: list[t
 
 def _logits(bundle: Bundle, precision: Precision, pairs: list[tuple[str, str]]) -> Floats:
     provider = ExecutionProvider.NATIVE if precision is Precision.INT8_NATIVE else ExecutionProvider.CPU
-    with Reranker.load(bundle, provider=provider, precision=precision, strict=True, check_files=False) as reranker:
-        return reranker.score_pairs(pairs).logits
+    with load_pair_scorer(bundle, provider=provider, precision=precision, strict=True, check_files=False) as scorer:
+        return scorer.score_pairs(pairs).logits

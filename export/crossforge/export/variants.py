@@ -28,10 +28,11 @@ from crossforge.export.quality import read_qrels
 from crossforge.export.recipe import Recipe, Settings
 from crossforge.export.repair import find_repair
 from crossforge.export.reports import VariantReport, to_json
-from crossforge.export.runner import ModelRunner
+from crossforge.export.runner import make_runner
 from crossforge.export.static_quantization import prepare_int8_static
 from crossforge.profiles import (
     RUNS_ONLY,
+    Embedding,
     ExecutionProvider,
     GateError,
     InputError,
@@ -53,6 +54,8 @@ from crossforge.runtime.tokenization import PairTokenizer
 _FP32_TOLERANCE = 1e-3
 _QUANTIZED_TOLERANCE_FACTOR = 2.0
 _SMALLEST_QUANTIZED_TOLERANCE = 0.05
+_SMALLEST_EMBEDDED_TOLERANCE = 0.01
+"""Cosines lie closer together than logits do."""
 _SENSITIVITY_QUERIES = 4
 """Calibration queries that a layer's sensitivity is measured on; the search runs once a layer."""
 
@@ -79,6 +82,7 @@ class VariantMaker:
         pad_token_id: Fills rows up to a batch's length.
         options: How variants are made and judged.
         progress: Told of each stage.
+        embedding: What a bi-encoder makes of texts; None of a cross-encoder.
 
     Raises:
         InputError: The verification or calibration pairs, or the judgements, cannot be used, or the report not written.
@@ -93,6 +97,7 @@ class VariantMaker:
         pad_token_id: int,
         options: VariantOptions,
         progress: Progress,
+        embedding: Embedding | None = None,
     ) -> None:
         self._folder = folder
         self._scoring = scoring
@@ -100,9 +105,11 @@ class VariantMaker:
         self._progress = progress
         if options.report is not None and (options.report.is_dir() or not options.report.parent.is_dir()):
             raise InputError(f"cannot write the report {options.report}", allowed="a file in a folder that is there")
-        self._runner = ModelRunner(
-            tokenizer=tokenizer,
-            labels=len(scoring.labels),
+        self._embedding = embedding
+        self._runner = make_runner(
+            tokenizer,
+            scoring,
+            embedding,
             pad_token_id=pad_token_id,
             external_data_threshold_bytes=options.external_data_threshold_bytes,
         )
@@ -207,6 +214,12 @@ class VariantMaker:
     def _add_native(self, graph: ModelProto, reference: Floats) -> None:
         """Write int8's weights for the native engine, which has to be there: what is not measured is not shipped."""
         config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
+        if self._embedding is not None:
+            raise InputError(
+                "the native engine computes rerankers alone, with their pooler and classifier",
+                got="a bi-encoder",
+                fix=f"Leave {Precision.INT8_NATIVE} out; {Precision.INT8} runs everywhere.",
+            )
         check_architecture(config)
         if reason := why_not(ExecutionProvider.NATIVE, self._machine):
             raise ProviderUnavailableError(f"the native engine cannot measure an {Precision.INT8_NATIVE} variant: {reason}")
@@ -372,7 +385,8 @@ class VariantMaker:
                 f"the {precision} variant answers NaN or infinity on the verification pairs", fix="Nothing was written."
             )
         largest = _QUANTIZED_TOLERANCE_FACTOR * parity.max_abs_diff
-        tolerance = _FP32_TOLERANCE if precision is Precision.FP32 else max(_SMALLEST_QUANTIZED_TOLERANCE, largest)
+        smallest = _SMALLEST_QUANTIZED_TOLERANCE if self._embedding is None else _SMALLEST_EMBEDDED_TOLERANCE
+        tolerance = _FP32_TOLERANCE if precision is Precision.FP32 else max(smallest, largest)
         self.variants[precision] = Variant(
             path=measured.path.relative_to(self._folder).as_posix(),
             files=tuple(file.relative_to(self._folder).as_posix() for file in measured.files),

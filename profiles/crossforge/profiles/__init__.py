@@ -8,6 +8,7 @@ from crossforge.profiles.buckets import (
 )
 from crossforge.profiles.cost import CostModel
 from crossforge.profiles.deployment import DeploymentProfile
+from crossforge.profiles.embedding import Embedding, Pooling, Similarity
 from crossforge.profiles.engine import (
     AMPERE_AND_LATER,
     ENGINE_FOLDER,
@@ -27,6 +28,9 @@ from crossforge.profiles.errors import (
     DeviceMemoryError,
     EngineError,
     GateError,
+    HubAccessError,
+    HubError,
+    HubUnavailableError,
     InputError,
     IntegrityError,
     MachineError,
@@ -40,6 +44,7 @@ from crossforge.profiles.errors import (
     SchemaVersionError,
     ServiceError,
     SourceError,
+    StaleRevisionWarning,
     TruncationWarning,
     UnknownTokensWarning,
 )
@@ -97,6 +102,7 @@ __all__ = [
     "DeploymentProfile",
     "DeviceLostError",
     "DeviceMemoryError",
+    "Embedding",
     "EngineBackend",
     "EngineError",
     "EngineRecord",
@@ -107,6 +113,9 @@ __all__ = [
     "GateError",
     "GoldenPair",
     "GpuOptions",
+    "HubAccessError",
+    "HubError",
+    "HubUnavailableError",
     "InputError",
     "IntegrityError",
     "MachineError",
@@ -119,6 +128,7 @@ __all__ = [
     "PairTemplate",
     "ParityQuality",
     "ParityReport",
+    "Pooling",
     "Precision",
     "ProviderFallbackWarning",
     "ProviderUnavailableError",
@@ -127,9 +137,11 @@ __all__ = [
     "Scoring",
     "ServiceError",
     "ShapeRange",
+    "Similarity",
     "Source",
     "SourceError",
     "SpecialTokens",
+    "StaleRevisionWarning",
     "Trimming",
     "Truncation",
     "TruncationSide",

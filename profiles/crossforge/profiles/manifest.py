@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from crossforge.profiles.embedding import Embedding
 from crossforge.profiles.errors import ManifestError, SchemaVersionError
 from crossforge.profiles.jsonio import DecodeError, decode, encode
 from crossforge.profiles.precision import Precision
@@ -59,7 +60,10 @@ class SpecialTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class PairTemplate:
-    """How a pair becomes one sequence: ``prefix query separator passage suffix``."""
+    """How a pair becomes one sequence: ``prefix query separator passage suffix``.
+
+    A bi-encoder reads a text as the passage of a pair without a query, and without a separator: ``prefix text suffix``.
+    """
 
     prefix: SpecialTokens
     separator: SpecialTokens
@@ -250,6 +254,9 @@ class Manifest:
     scoring: Scoring
     trimmed: Trimming | None = None
     """Set where the tokenizer and the embedding table hold a part of the checkpoint's vocabulary."""
+    embedding: Embedding | None = None
+    """Set where the model is a bi-encoder: its graph answers with a vector a text, and the score of a pair is the similarity
+    of its texts' vectors."""
     variants: dict[Precision, Variant]
     golden: tuple[GoldenPair, ...]
     tools: dict[str, str]
@@ -274,6 +281,11 @@ class Manifest:
         for pair in self.golden:
             if len(pair.logits) != len(self.scoring.labels):
                 raise ValueError(f"a golden pair has {len(pair.logits)} logits for {len(self.scoring.labels)} labels")
+
+    @property
+    def output_columns(self) -> int:
+        """Columns of the graph's output: the labels of a cross-encoder, the dimension of a bi-encoder's vectors."""
+        return len(self.scoring.labels) if self.embedding is None else self.embedding.dimension
 
     def to_json(self) -> str:
         """The manifest as indented JSON text."""

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crossforge.profiles import Activation, DeploymentProfile, EngineRecord, InputError, Manifest
+from crossforge.profiles import Activation, DeploymentProfile, Embedding, EngineRecord, InputError, Manifest
 from crossforge.runtime.console import (
     DebugOption,
     JsonOption,
@@ -23,13 +23,16 @@ from crossforge.runtime.console import (
     print_json,
     print_ranking,
 )
+from crossforge.runtime.windows import DEFAULT_OVERLAP, Chunking, Pooling, Window
 
 if TYPE_CHECKING:
     from crossforge.runtime.reranker import Reranker
 
 app = typer.Typer(add_completion=False)
 
-BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+BundleArgument = Annotated[
+    str, typer.Argument(help="The bundle's folder, or OWNER/NAME[@REVISION] on the model hub.", show_default=False)
+]
 ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda, native, cpu or openvino.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bundle.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
@@ -37,6 +40,20 @@ DeploymentOption = Annotated[
     Path | None, typer.Option(help="A deployment profile (TOML), as tune writes it.", show_default=False)
 ]
 QueryOption = Annotated[str | None, typer.Option("--query", "-q", help="The query.", show_default=False)]
+ChunkOption = Annotated[
+    Pooling | None,
+    typer.Option(
+        help="Split passages that are too long; the best window's score is the passage's.", show_default="cut them"
+    ),
+]
+OverlapOption = Annotated[
+    float | None,
+    typer.Option(help="Share of a window that the next one repeats, with --chunk.", show_default=str(DEFAULT_OVERLAP)),
+]
+
+WindowOption = Annotated[
+    int | None, typer.Option(help="Longest window in tokens, with --chunk.", show_default="what the model reads")
+]
 
 
 class RankFormat(StrEnum):
@@ -61,6 +78,9 @@ def score(
     activation: Annotated[
         Activation | None, typer.Option(help="Apply this to the logits.", show_default="none: raw relevance")
     ] = None,
+    chunk: ChunkOption = None,
+    overlap: OverlapOption = None,
+    window: WindowOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
@@ -81,7 +101,7 @@ def score(
         bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
         say_what_runs(reranker)
-        scored = reranker.score_pairs(texts)
+        scored = reranker.score_pairs(texts, chunk=_chunking(chunk, overlap, window))
         scores = reranker.relevance(scored.logits, activation=activation)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     if as_json:
@@ -90,7 +110,8 @@ def score(
             "unknown_tokens": scored.unknown_tokens.tolist(),
             "mostly_unknown": scored.mostly_unknown.tolist(),
         }
-        print_json({"scores": scores.tolist(), **cut, **unknown, **used})
+        windows = {} if scored.windows is None else {"windows": scored.windows}
+        print_json({"scores": scores.tolist(), **cut, **unknown, **windows, **used})
         return
     _say_what_was_cut(int(scored.truncated.sum()), len(texts))
     _say_what_is_unknown(int((scored.unknown_tokens > 0).sum()), len(texts))
@@ -112,6 +133,9 @@ def rank(
     top_k: Annotated[int | None, typer.Option(help="Only the best.", show_default="all")] = None,
     output: Annotated[RankFormat, typer.Option("--format", help="How to print.")] = RankFormat.TABLE,
     qid: Annotated[str, typer.Option(help="The query's id in TREC output.")] = "q1",
+    chunk: ChunkOption = None,
+    overlap: OverlapOption = None,
+    window: WindowOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
@@ -128,7 +152,7 @@ def rank(
         bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
     ) as reranker:
         say_what_runs(reranker)
-        ranked = reranker.rank(query, [item.text for item in items], top_k=top_k)
+        ranked = reranker.rank(query, [item.text for item in items], top_k=top_k, chunk=_chunking(chunk, overlap, window))
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     rows = [
         {
@@ -137,6 +161,7 @@ def rank(
             "score": row.score,
             "text": row.text,
             "truncated": row.truncated,
+            **({} if chunk is None else {"window": None if row.window is None else vars(row.window)}),
         }
         for row in ranked
     ]
@@ -145,7 +170,7 @@ def rank(
         return
     _say_what_was_cut(sum(row.truncated for row in ranked), len(ranked))
     if output is RankFormat.TABLE:
-        print_ranking((row.score, items[row.corpus_id].id, row.text) for row in ranked)
+        print_ranking((row.score, items[row.corpus_id].id, _best_part(row.text, row.window)) for row in ranked)
         return
     for position, row in enumerate(rows, start=1):
         line = (
@@ -169,15 +194,11 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOpt
     if as_json:
         print_json({**vars(manifest), "engines": engines})
         return
-    scoring, truncation = manifest.scoring, manifest.truncation
     facts = {
         "source": manifest.source.id + (f" at {manifest.source.revision}" if manifest.source.revision else ""),
         "architecture": manifest.architecture,
         "inputs": ", ".join(manifest.input_names),
-        "pair": truncation.describe(),
-        "labels": f"{', '.join(scoring.labels)}; ranks by "
-        + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
-        "activation": scoring.activation,
+        **(_describe_pairs(manifest) if manifest.embedding is None else _describe_texts(manifest, manifest.embedding)),
         "golden pairs": str(len(manifest.golden)),
         **({"vocabulary": str(manifest.trimmed)} if manifest.trimmed else {}),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
@@ -253,7 +274,7 @@ def native(
 @handles_errors
 def doctor(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
+        str | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
     ] = None,
     deployment: DeploymentOption = None,
     as_json: JsonOption = False,
@@ -306,6 +327,47 @@ def doctor(
 def read_deployment(path: Path | None) -> DeploymentProfile | None:
     """The deployment profile that a command was given, if it was given one."""
     return None if path is None else DeploymentProfile.from_toml(path)
+
+
+def _describe_pairs(manifest: Manifest) -> dict[str, str]:
+    scoring, truncation = manifest.scoring, manifest.truncation
+    return {
+        "pair": truncation.describe(),
+        "labels": f"{', '.join(scoring.labels)}; ranks by "
+        + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
+        "activation": scoring.activation,
+    }
+
+
+def _describe_texts(manifest: Manifest, embedding: Embedding) -> dict[str, str]:
+    steps = [
+        f"{' and '.join(embedding.pooling)} pooling",
+        *embedding.dense,
+        *(["normalized"] if embedding.normalize else []),
+    ]
+    prompts = [
+        f"{name} {text!r}" + (" (default)" if name == embedding.default_prompt else "")
+        for name, text in embedding.prompts.items()
+    ]
+    return {
+        "text": f"up to {manifest.truncation.max_length} tokens; the {manifest.truncation.side} gives way",
+        "embedding": f"{embedding.dimension} dimensions; {', '.join(steps)}; compared by {embedding.similarity}",
+        "prompts": ", ".join(prompts) or "none",
+    }
+
+
+def _chunking(pooling: Pooling | None, overlap: float | None, window: int | None) -> Chunking | None:
+    if pooling is not None:
+        return Chunking(pooling=pooling, overlap=DEFAULT_OVERLAP if overlap is None else overlap, window_tokens=window)
+    for name, value in {"--overlap": overlap, "--window": window}.items():
+        if value is not None:
+            raise InputError(f"{name} says how passages are split, and they are not", allowed=f"--chunk max {name} {value}")
+    return None
+
+
+def _best_part(text: str, window: Window | None) -> str:
+    """What of a passage has its score."""
+    return text if window is None else f"[{window.index + 1} of {window.count}] {text[window.start : window.end]}"
 
 
 def _engine_table(engines: Sequence[EngineRecord], manifest: Manifest) -> Table:

@@ -95,6 +95,8 @@ def _bundle_reasons(bundle: Bundle, machine: Machine, precision: str) -> dict[Ex
     reason = (
         f"the bundle has no {Precision.INT8_NATIVE} variant: crossforge quantize BUNDLE --precision {Precision.INT8_NATIVE}"
     )
+    if bundle.manifest.embedding is not None:
+        reason = "it computes rerankers alone, and the bundle holds a bi-encoder"
     if variant is not None:
         reason = why_not(variant, machine, ExecutionProvider.NATIVE) or ""
     return {ExecutionProvider.NATIVE: reason} if reason else {}

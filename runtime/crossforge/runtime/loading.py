@@ -101,7 +101,7 @@ def open_session(
             failures.append(f"not {provider}: {error}")
             continue
         if failures:
-            warnings.warn(f"running on {provider} ({'; '.join(failures)})", ProviderFallbackWarning, stacklevel=3)
+            warnings.warn(f"running on {provider} ({'; '.join(failures)})", ProviderFallbackWarning, stacklevel=4)
         return opened
     raise ValueError("the provider plan has no candidates")
 
@@ -112,8 +112,10 @@ def _open_engine(
     """Load an engine. Its file is compared first: TensorRT trusts what it reads."""
     from crossforge.runtime.sessions.tensorrt import open_tensorrt_session  # a start on the CPU should not pay for it
 
+    names = (TOKENIZER_NAME, engine.spec.path, engine.spec.record_path)
+    bundle.provide(names)
     if check_files:
-        bundle.check((TOKENIZER_NAME, engine.spec.path, engine.spec.record_path))
+        bundle.check(names)
     session = open_tensorrt_session(
         bundle.path / engine.spec.path, engine, lanes=lanes, allow_host_code=allow_host_code, cuda_graphs=cuda_graphs
     )
@@ -136,12 +138,13 @@ def _open_checked(
     gpu: GpuOptions,
 ) -> Session:
     """Load a variant while another thread compares its files' digests: hashing costs a cold start next to nothing."""
+    bundle.provide(bundle.files_to_run(precision))
     path = bundle.path / bundle.manifest.variants[precision].path
     names = bundle.files_to_run(precision) if check_files else ()
     with ThreadPoolExecutor(1, thread_name_prefix="crossforge-check") as checker:
         checked = checker.submit(bundle.check, names)
         try:
-            labels = len(bundle.manifest.scoring.labels)
+            labels = bundle.manifest.output_columns
             session = open_model(path, provider, precision=precision, labels=labels, lanes=lanes, gpu=gpu)
         except (EngineError, BundleError, ProviderUnavailableError):
             checked.result()  # a damaged file explains the failure better than the engine does

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-
-import numpy as np
 
 from crossforge.profiles import (
     Activation,
@@ -16,29 +13,27 @@ from crossforge.profiles import (
     CostModel,
     CrossforgeError,
     DeploymentProfile,
-    EngineError,
     InputError,
     Manifest,
     OptimizationProfile,
     Precision,
-    ProviderFallbackWarning,
 )
-from crossforge.runtime.activation import Floats, activate, relevance
+from crossforge.runtime.activation import Floats, activate, parse_activation, relevance
 from crossforge.runtime.batching import BatchPlan, padding_waste
-from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
-from crossforge.runtime.decision import decide
+from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.distinct import find_distinct
-from crossforge.runtime.loading import open_session
-from crossforge.runtime.machine import inspect_machine, usable_cores
+from crossforge.runtime.golden import check_golden_pairs
+from crossforge.runtime.hub import HubOptions
+from crossforge.runtime.opening import open_parts
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
 from crossforge.runtime.scored import ScoredPairs, check_finite, warn_of_losses
-from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits, default_budget_tokens
+from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.timing import StageTimer, untimed
-from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
+from crossforge.runtime.windows import Chunking
 
 
 class Reranker:
@@ -95,6 +90,7 @@ class Reranker:
         cls,
         bundle: str | Path | Bundle,
         *,
+        revision: str | None = None,
         provider: str = AUTO,
         precision: str = AUTO,
         strict: bool = False,
@@ -107,7 +103,9 @@ class Reranker:
         """Load a bundle.
 
         Args:
-            bundle: The bundle's folder.
+            bundle: The bundle's folder. Where no such path exists, ``owner/name`` or ``owner/name@revision`` on the hub;
+                what the variant needs comes into the hub's cache.
+            revision: The hub's branch, tag or commit.
             provider: ``auto``, ``tensorrt``, ``cuda``, ``native``, ``cpu`` or ``openvino``.
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
             strict: Raise where another provider than the chosen one would run.
@@ -120,68 +118,38 @@ class Reranker:
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
-            InputError: An unknown provider or precision.
+            InputError: An unknown provider or precision; or the bundle holds a bi-encoder.
             MachineError: This machine cannot run it, or, with ``strict``, not as asked.
             EngineError: The model does not load, or fails its golden pairs.
+            HubError: The hub refuses, or does not answer.
 
         Warns:
+            StaleRevisionWarning: The hub does not answer, and what its cache has is loaded.
             ProviderFallbackWarning: Another provider runs than the one that was named.
         """
-        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        bundle = Bundle.open(bundle, HubOptions(revision=revision))
+        bundle.refuse_bi_encoder()
         deployment = deployment or DeploymentProfile()
-        if precision == AUTO and deployment.precision is not None:
-            precision = deployment.precision
-        machine = inspect_machine()
-        decision = decide(
+        parts = open_parts(
             bundle,
-            machine,
             provider=provider,
             precision=precision,
-            order=deployment.providers,
             strict=strict,
+            deployment=deployment,
+            check_files=check_files,
             allow_host_code=allow_host_code,
         )
-        plan = decision.plan
-        if plan.is_fallback:
-            warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=2)
-        manifest = bundle.manifest
-        with ThreadPoolExecutor(1, thread_name_prefix="crossforge-load") as loader:  # beside the session, to start sooner
-            tokenizer_loading = loader.submit(
-                PairTokenizer.from_file,
-                bundle.path / TOKENIZER_NAME,
-                manifest.pair_template,
-                manifest.truncation,
-                cache=TokenCache(deployment.passage_cache_bytes) if deployment.passage_cache_bytes else None,
-            )
-            opened = open_session(
-                bundle,
-                plan,
-                precision,
-                machine,
-                engine=decision.engine,
-                lanes=deployment.workers,
-                strict=strict,
-                check_files=check_files,
-                allow_host_code=allow_host_code,
-                gpu=deployment.gpu,
-            )
-        session, choice = opened.session, opened.choice
-        try:
-            tokenizer = tokenizer_loading.result()
-        except CrossforgeError:
-            session.close()
-            raise
         reranker = cls(
-            session,
-            tokenizer,
-            manifest,
-            precision=choice.precision,
-            budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
-            profiles=opened.profiles,
-            workers=deployment.workers or (usable_cores() if session.provider.is_cpu else 1),
-            cost=deployment.cost_on(session.provider, choice.precision),
-            provider_plan=plan,
-            precision_choice=choice,
+            parts.session,
+            parts.tokenizer,
+            bundle.manifest,
+            precision=parts.choice.precision,
+            budget_tokens=parts.budget_tokens,
+            profiles=parts.profiles,
+            workers=parts.workers,
+            cost=deployment.cost_on(parts.session.provider, parts.choice.precision),
+            provider_plan=parts.plan,
+            precision_choice=parts.choice,
             timed=timed,
         )
         if check_golden:
@@ -192,7 +160,14 @@ class Reranker:
                 raise
         return reranker
 
-    def score(self, query: str, passages: Sequence[str], *, activation: Activation | str | None = None) -> Floats:
+    def score(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        activation: Activation | str | None = None,
+        chunk: Chunking | str | None = None,
+    ) -> Floats:
         """Score passages against one query.
 
         Args:
@@ -200,6 +175,8 @@ class Reranker:
             passages: Any number of texts.
             activation: Applied to the logits. None gives the raw relevance: the logit of a model with one label, the
                 log-probability of the ranking label of a model with several.
+            chunk: ``"max"`` or a :class:`~crossforge.runtime.windows.Chunking`: a passage that does not fit beside the
+                query is split into overlapping windows, and the best one's score is its own. None cuts it.
 
         Returns:
             float32 [n], in the passages' order.
@@ -212,7 +189,7 @@ class Reranker:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
             UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
-        scored = self.score_encoded(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages, chunk))
         warn_of_losses(scored)
         return self.relevance(scored.logits, activation=activation)
 
@@ -236,19 +213,22 @@ class Reranker:
         """
         scored = self.score_pairs(pairs)
         warn_of_losses(scored)
-        scores = activate(scored.logits, self._activation(activation))
+        scores = activate(scored.logits, parse_activation(activation, self.manifest.scoring.activation))
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def rank(self, query: str, passages: Sequence[str], top_k: int | None = None) -> list[RankedPassage]:
+    def rank(
+        self, query: str, passages: Sequence[str], top_k: int | None = None, *, chunk: Chunking | str | None = None
+    ) -> list[RankedPassage]:
         """Rank passages against one query, by raw relevance; ties go to the passage that came first.
 
         Args:
             query: A text that is not blank.
             passages: Any number of texts.
             top_k: Return only the best; None returns all.
+            chunk: As for :meth:`score`.
 
         Returns:
-            Best first, with the score that :meth:`score` gives.
+            Best first, with the score that :meth:`score` gives, and the window that won where a passage was split.
 
         Raises:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
@@ -257,21 +237,33 @@ class Reranker:
             UnknownTokensWarning: As :meth:`score`. What was cut is in the result.
         """
         check_top_k(top_k)
-        scored = self.score_encoded(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages, chunk))
         warn_of_losses(scored, truncation=False)
         with self._timed("postprocess"):
-            return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
+            scores = self.relevance(scored.logits)
+            return rank_passages(passages, scores, scored.truncated, windows=scored.windows, top_k=top_k)
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
-        """Score pairs and tell everything: all logits, what was cut, the batches. ``on_batch`` hears each batch's pairs."""
+    def score_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        chunk: Chunking | str | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> ScoredPairs:
+        """Score pairs and tell everything: all logits, what was cut, the batches.
+
+        ``chunk`` is as for :meth:`score`: the logits of a pair are those of the window that ranks best. ``on_batch`` hears
+        each batch's pairs, windows counted singly.
+        """
         with self._timed("tokenize"):
-            encoded = self.tokenizer.encode_pairs(pairs)
+            encoded = self.tokenizer.encode_pairs(pairs, chunk=chunk)
         return self.score_encoded(encoded, on_batch=on_batch)
 
     def score_encoded(self, pairs: EncodedPairs, *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
         """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
         if self._closed:
             raise ClosedError("the reranker is closed")
+        ranking_label = None if pairs.windows is None else self.ranking_label
         with self._timed("plan"):
             distinct = find_distinct(pairs)
         logits, plans = self.compute_logits(
@@ -280,19 +272,12 @@ class Reranker:
         with self._timed("postprocess"):
             logits = logits[distinct.position]
             check_finite(logits, self.precision)
-            return ScoredPairs(
-                logits=logits,
-                truncated=pairs.truncated,
-                query_truncated=pairs.query_truncated,
-                unknown_tokens=pairs.unknown_tokens,
-                mostly_unknown=pairs.mostly_unknown,
-                token_counts=pairs.lengths,
-                batches=len(plans),
-                padding_waste=padding_waste(plans, distinct.pairs.lengths),
-            )
+            waste = padding_waste(plans, distinct.pairs.lengths)
+            return ScoredPairs.of(pairs, logits, batches=len(plans), padding_waste=waste, ranking_label=ranking_label)
 
-    def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
-        """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
+    @property
+    def ranking_label(self) -> int:
+        """The label whose score ranks.
 
         Raises:
             InputError: No label of the model ranks.
@@ -304,7 +289,18 @@ class Reranker:
                 got=", ".join(self.manifest.scoring.labels),
                 fix="Use predict(), or export it again with --ranking-label.",
             )
-        return relevance(logits, label) if activation is None else activate(logits, self._activation(activation))[:, label]
+        return label
+
+    def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
+        """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
+
+        Raises:
+            InputError: No label of the model ranks.
+        """
+        label = self.ranking_label
+        if activation is None:
+            return relevance(logits, label)
+        return activate(logits, parse_activation(activation, self.manifest.scoring.activation))[:, label]
 
     def compute_logits(
         self,
@@ -356,20 +352,7 @@ class Reranker:
         Raises:
             EngineError: It is beyond the variant's tolerance.
         """
-        golden = self.manifest.golden
-        if not golden:
-            return 0.0
-        logits = self.score_pairs([(pair.query, pair.passage) for pair in golden]).logits
-        difference = float(np.abs(logits - np.asarray([pair.logits for pair in golden])).max(initial=0.0))
-        tolerance = self.manifest.variants[self.precision].golden_tolerance
-        if not difference <= tolerance:
-            raise EngineError(
-                f"the {self.precision} variant does not reproduce the bundle's golden scores on this machine",
-                got=f"a difference of {difference:.4f}",
-                allowed=f"up to {tolerance:.4f}",
-                fix="Use another variant with precision=, or export the bundle on this machine.",
-            )
-        return difference
+        return check_golden_pairs(self.manifest, self.precision, lambda pairs: self.score_pairs(pairs).logits)
 
     def close(self) -> None:
         """Free the session and its threads."""
@@ -386,14 +369,6 @@ class Reranker:
     ) -> None:
         self.close()
 
-    def _encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
+    def _encode(self, query: str, passages: Sequence[str], chunk: Chunking | str | None) -> EncodedPairs:
         with self._timed("tokenize"):
-            return self.tokenizer.encode(query, passages)
-
-    def _activation(self, activation: Activation | str | None) -> Activation:
-        if activation is None:
-            return self.manifest.scoring.activation
-        try:
-            return Activation(activation)
-        except ValueError:
-            raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
+            return self.tokenizer.encode(query, passages, chunk=chunk)

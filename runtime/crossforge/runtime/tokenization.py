@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +13,22 @@ from tokenizers import Encoding, Tokenizer
 
 from crossforge.profiles import InputError, ManifestError, PairTemplate, SpecialTokens, Truncation, TruncationSide
 from crossforge.runtime.token_cache import Ids, TokenCache
+from crossforge.runtime.windows import Chunking, PassageWindows, split_passages
 
 MAX_TEXT_CHARS = 500_000
 """Longest text that is accepted. A model reads a few thousand characters of it; more is a file passed by mistake."""
 _NO_CHARACTER = "\U0010ffff"
 """Unicode will never assign it."""
+_WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What sentencepiece puts before a word; a token of its own before a word that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPairs:
-    """Token ids of ``n`` pairs. A query that several pairs share is stored once."""
+    """Token ids of ``n`` pairs. A query that several pairs share is stored once.
+
+    With ``windows``, ``n`` counts windows: a pair whose passage is too long has one row for each of its passage's.
+    """
 
     heads: tuple[Ids, ...]
     """``prefix query separator`` of each distinct query: int32 [head length]."""
@@ -40,6 +46,8 @@ class EncodedPairs:
     """Tokens of each pair, after truncation, that stand for text the tokenizer has no token for: int32 [n]."""
     mostly_unknown: NDArray[np.bool_]
     """Pairs of which a text is mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
+    windows: PassageWindows | None = None
+    """Which rows belong to one passage, if passages were to be split."""
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -78,6 +86,7 @@ class PairTokenizer:
         self._prefix = np.asarray(template.prefix.ids, dtype=np.int32)
         self._separator = np.asarray(template.separator.ids, dtype=np.int32)
         self._unknown_id = find_unknown_id(tokenizer)
+        self._word_mark_id = tokenizer.token_to_id(_WORD_MARK)
 
     @classmethod
     def from_file(
@@ -90,25 +99,39 @@ class PairTokenizer:
         """
         return cls(load_tokenizer(path), template, truncation, cache=cache)
 
-    def encode(self, query: str, passages: Sequence[str], *, max_passage_tokens: int | None = None) -> EncodedPairs:
+    def encode(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        max_passage_tokens: int | None = None,
+        chunk: Chunking | str | None = None,
+    ) -> EncodedPairs:
         """Encode one query against many passages.
 
         Args:
             query: Not blank.
             passages: Any number of texts; empty strings are allowed.
             max_passage_tokens: Cut passages to so many tokens, where the model would read more of them.
+            chunk: Split passages that are too long into windows, instead of cutting them. They are tokenized whole, once
+                more for the places of their tokens; no window is tokenized by itself.
 
         Raises:
             InputError: A text is not a string, is blank (the query), is longer than :data:`MAX_TEXT_CHARS`, or holds
-                a lone surrogate.
+                a lone surrogate; or ``chunk`` is not understood, or comes with ``max_passage_tokens``.
         """
         _check_is_list(passages, "passages", "strings")
         if max_passage_tokens is not None and max_passage_tokens < 1:
             raise InputError("max_passage_tokens is too small", got=max_passage_tokens, allowed="1 or more")
-        return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp), max_passage_tokens)
+        chunking = Chunking.parse(chunk)
+        if max_passage_tokens is not None and chunking is not None:
+            raise InputError(
+                "a passage cannot be both cut and split", got="max_passage_tokens and chunk", allowed="one of the two"
+            )
+        return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp), max_passage_tokens, chunking)
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
-        """Encode pairs of any queries; each distinct query is tokenized once.
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], *, chunk: Chunking | str | None = None) -> EncodedPairs:
+        """Encode pairs of any queries; each distinct query is tokenized once. ``chunk`` is as for :meth:`encode`.
 
         Raises:
             InputError: As :meth:`encode`; or an item is not a pair.
@@ -124,7 +147,20 @@ class PairTokenizer:
             check_query(query, f"the query of pair {i}")
             head_of_pair[i] = index_of_query.setdefault(query, len(index_of_query))
             passages.append(passage)
-        return self._encode(list(index_of_query), passages, head_of_pair)
+        return self._encode(list(index_of_query), passages, head_of_pair, chunking=Chunking.parse(chunk))
+
+    def encode_texts(self, texts: Sequence[str]) -> EncodedPairs:
+        """Encode texts by themselves, as a bi-encoder reads them: as passages without a query.
+
+        The template must be one of texts, from :func:`derive_text_template`.
+
+        Raises:
+            InputError: A text is not a string, is longer than :data:`MAX_TEXT_CHARS`, or holds a lone surrogate.
+        """
+        _check_is_list(texts, "texts", "strings")
+        for i, text in enumerate(texts):
+            check_text(text, f"text {i}")
+        return self._encode_checked([""], texts, np.zeros(len(texts), dtype=np.intp))
 
     def _encode(
         self,
@@ -132,11 +168,22 @@ class PairTokenizer:
         passages: Sequence[str],
         head_of_pair: NDArray[np.intp],
         max_passage_tokens: int | None = None,
+        chunking: Chunking | None = None,
     ) -> EncodedPairs:
         for query in queries:
             check_query(query, "the query")
         for i, passage in enumerate(passages):
             check_text(passage, f"passage {i}")
+        return self._encode_checked(queries, passages, head_of_pair, max_passage_tokens, chunking)
+
+    def _encode_checked(
+        self,
+        queries: list[str],
+        passages: Sequence[str],
+        head_of_pair: NDArray[np.intp],
+        max_passage_tokens: int | None = None,
+        chunking: Chunking | None = None,
+    ) -> EncodedPairs:
         query_ids = self._tokenize(queries)
         passage_ids = self._tokenize_passages(passages)
 
@@ -154,17 +201,27 @@ class PairTokenizer:
         query_cut = np.asarray([len(kept) < len(ids) for kept, ids in zip(kept_queries, query_ids, strict=True)], dtype=bool)
 
         room_beside = [self.truncation.max_length - len(head) - len(self.template.suffix.ids) for head in heads]
-        if max_passage_tokens is not None:
-            room_beside = [min(room, max_passage_tokens) for room in room_beside]
-        kept_passages = tuple(self._cut(ids, room_beside[h]) for ids, h in zip(passage_ids, head_of_pair, strict=True))
+        most = max_passage_tokens if chunking is None else chunking.window_tokens
+        if most is not None:
+            room_beside = [min(room, most) for room in room_beside]
+        rooms = [room_beside[h] for h in head_of_pair]
+        wholes: dict[str, Encoding] = {}
+        if chunking is None:
+            kept_passages = tuple(map(self._cut, passage_ids, rooms))
+        else:
+            wholes = self._tokenize_whole(
+                text for text, ids, room in zip(passages, passage_ids, rooms, strict=True) if len(ids) > room
+            )
+            whole_ids = {text: np.asarray(encoding.ids, dtype=np.int32) for text, encoding in wholes.items()}
+            kept_passages = tuple(whole_ids.get(text, ids) for text, ids in zip(passages, passage_ids, strict=True))
         passage_cut = np.asarray([len(k) < len(ids) for k, ids in zip(kept_passages, passage_ids, strict=True)], dtype=bool)
 
         query_truncated = query_cut[head_of_pair]
         suffix = len(self.template.suffix.ids)
         lengths = [len(heads[h]) + len(ids) + suffix for ids, h in zip(kept_passages, head_of_pair, strict=True)]
         unknown_in_queries, unknown_in_passages = self._count_unknown(kept_queries), self._count_unknown(kept_passages)
-        mostly_unknown_queries = _are_mostly_unknown(queries, kept_queries, unknown_in_queries)
-        return EncodedPairs(
+        mostly_unknown_queries = self._are_mostly_unknown(queries, kept_queries, unknown_in_queries)
+        pairs = EncodedPairs(
             heads=heads,
             head_of_pair=head_of_pair,
             passages=kept_passages,
@@ -172,9 +229,13 @@ class PairTokenizer:
             truncated=passage_cut | query_truncated,
             query_truncated=query_truncated,
             unknown_tokens=unknown_in_passages + unknown_in_queries[head_of_pair],
-            mostly_unknown=_are_mostly_unknown(passages, kept_passages, unknown_in_passages)
+            mostly_unknown=self._are_mostly_unknown(passages, kept_passages, unknown_in_passages)
             | mostly_unknown_queries[head_of_pair],
         )
+        if chunking is None:
+            return pairs
+        offsets = {text: encoding.offsets for text, encoding in wholes.items()}
+        return split_passages(pairs, rooms, [offsets.get(text) for text in passages], [*map(len, passages)], chunking)
 
     def read_spans(self, query: str, passages: Sequence[str]) -> list[tuple[int, int]]:
         """Find out which characters the model reads of texts that :meth:`encode` takes, the query's first.
@@ -207,6 +268,23 @@ class PairTokenizer:
         owners = np.searchsorted(ends, places, side="right")
         return np.bincount(owners, minlength=len(texts)).astype(np.int32)
 
+    def _are_mostly_unknown(
+        self, texts: Sequence[str], kept: Sequence[Ids], unknown: NDArray[np.int32]
+    ) -> NDArray[np.bool_]:
+        """Whether more than half of each text's tokens are unknown, its symbols left out: bool [texts].
+
+        Emoji are unknown to most vocabularies and say little; a script that a vocabulary lacks leaves nothing to score.
+        """
+        lengths = np.asarray([len(ids) for ids in kept], dtype=np.int32)
+        for i in np.flatnonzero(unknown).tolist() if self._word_mark_id is not None else ():
+            ids = kept[i]
+            lengths[i] -= np.count_nonzero((ids[:-1] == self._word_mark_id) & (ids[1:] == self._unknown_id))
+        mostly = 2 * unknown > lengths
+        for i in np.flatnonzero(mostly).tolist():
+            symbols = sum(not (word.isascii() or any(char.isalnum() for char in word)) for word in texts[i].split())
+            mostly[i] = 2 * (unknown[i] - symbols) > lengths[i] - symbols
+        return mostly
+
     def _tokenize_passages(self, passages: Sequence[str]) -> list[Ids]:
         """Ids of each passage, and no more than one beyond what the model can read: each text is tokenized once.
 
@@ -221,6 +299,11 @@ class PairTokenizer:
             self.cache.add(fresh)
         known |= fresh
         return [known[text] for text in passages]
+
+    def _tokenize_whole(self, texts: Iterable[str]) -> dict[str, Encoding]:
+        """All of each different text, with the places of its tokens."""
+        different = list(dict.fromkeys(texts))
+        return dict(zip(different, self._tokenizer.encode_batch(different, add_special_tokens=False), strict=True))
 
     def _tokenize(self, texts: Sequence[str]) -> list[Ids]:
         # The fast form leaves out character offsets, which nothing here reads.
@@ -241,19 +324,6 @@ def _read_span(encoding: Encoding, keep: int, characters: int, side: TruncationS
     if side is TruncationSide.RIGHT:
         return 0, int(min(encoding.offsets[keep - 1][1], encoding.offsets[keep][0]))
     return int(max(encoding.offsets[-keep][0], encoding.offsets[-keep - 1][1])), characters
-
-
-def _are_mostly_unknown(texts: Sequence[str], kept: Sequence[Ids], unknown: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Whether more than half of each text's tokens are unknown, its symbols left out: bool [texts].
-
-    Emoji are unknown to most vocabularies and say little; a script that a vocabulary lacks leaves nothing to score.
-    """
-    lengths = np.asarray([len(ids) for ids in kept], dtype=np.int32)
-    mostly = 2 * unknown > lengths
-    for i in np.flatnonzero(mostly).tolist():
-        symbols = sum(not (word.isascii() or any(char.isalnum() for char in word)) for word in texts[i].split())
-        mostly[i] = 2 * (unknown[i] - symbols) > lengths[i] - symbols
-    return mostly
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -312,6 +382,38 @@ def derive_pair_template(tokenizer: Tokenizer) -> PairTemplate:
         suffix=special(suffix),
         query_type_id=query_types.pop(),
         passage_type_id=passage_types.pop(),
+    )
+
+
+def derive_text_template(tokenizer: Tokenizer) -> PairTemplate:
+    """Find out what a tokenizer's post-processor puts around a single text: the template of a pair without a query.
+
+    Raises:
+        ManifestError: The result is not ``prefix text suffix`` with one segment id.
+    """
+    probe = tokenizer.encode("a")
+    text = [i for i, sequence in enumerate(probe.sequence_ids) if sequence == 0]
+    others = [i for i, sequence in enumerate(probe.sequence_ids) if sequence != 0]
+    types = {probe.type_ids[i] for i in text}
+    if len(types) != 1 or not all(probe.special_tokens_mask[i] for i in others):
+        raise ManifestError(
+            "the tokenizer wraps a text in a way that crossforge does not know",
+            got=" ".join(probe.tokens),
+            allowed="special tokens, text, special tokens",
+        )
+
+    def special(positions: list[int]) -> SpecialTokens:
+        return SpecialTokens(
+            ids=tuple(probe.ids[i] for i in positions), type_ids=tuple(probe.type_ids[i] for i in positions)
+        )
+
+    type_id = types.pop()
+    return PairTemplate(
+        prefix=special([i for i in others if i < text[0]]),
+        separator=SpecialTokens(ids=(), type_ids=()),
+        suffix=special([i for i in others if i > text[-1]]),
+        query_type_id=type_id,
+        passage_type_id=type_id,
     )
 
 

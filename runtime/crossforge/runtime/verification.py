@@ -9,10 +9,10 @@ from crossforge.profiles import ENGINE_OF, CrossforgeError, DeploymentProfile, E
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.machine import inspect_machine
+from crossforge.runtime.pair_scorer import load_pair_scorer
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.reranker import Reranker
-from crossforge.runtime.tokenization import derive_pair_template, load_tokenizer
+from crossforge.runtime.tokenization import derive_pair_template, derive_text_template, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,12 @@ def verify_bundle(
 
     Raises:
         BundleError: There is no bundle to check.
+        HubError: The hub refuses, or does not answer.
         InputError: The deployment profile is for a variant that the bundle has not.
         ProviderUnavailableError: None of the deployment profile's providers runs here.
     """
     progress = progress or Silent()
-    bundle = Bundle.open(path)
+    bundle = Bundle.open_whole(path)
     as_deployed = deployment and decide(
         bundle, inspect_machine(), precision=deployment.precision or AUTO, order=deployment.providers
     )
@@ -91,7 +92,8 @@ def _note(verdict: VariantVerdict) -> str:
 
 def _check_template(bundle: Bundle) -> str | None:
     try:
-        template = derive_pair_template(load_tokenizer(bundle.path / TOKENIZER_NAME))
+        derive = derive_pair_template if bundle.manifest.embedding is None else derive_text_template
+        template = derive(load_tokenizer(bundle.path / TOKENIZER_NAME))
     except CrossforgeError as error:
         return str(error)
     return None if template == bundle.manifest.pair_template else "the tokenizer joins pairs in another way"
@@ -106,8 +108,9 @@ def _check_variant(
     tolerance = bundle.manifest.variants[precision].golden_tolerance
     provider = ENGINE_OF.get(precision, provider)
     try:
-        with Reranker.load(bundle, provider=provider, precision=precision, strict=True, deployment=deployment) as reranker:
-            difference = reranker.check_golden()
+        scorer = load_pair_scorer(bundle, provider=provider, precision=precision, strict=True, deployment=deployment)
+        with scorer:
+            difference = scorer.check_golden()
     except CrossforgeError as error:
         return VariantVerdict(precision=precision, max_abs_diff=None, tolerance=tolerance, problem=str(error))
     return VariantVerdict(precision=precision, max_abs_diff=difference, tolerance=tolerance, problem=None)

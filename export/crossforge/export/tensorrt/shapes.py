@@ -68,6 +68,7 @@ def choose_shapes(bundle: Bundle, options: ShapeOptions) -> ShapeChoice:
         return ShapeChoice(profiles=tuple(ascending), reasons=(f"Profiles as {options.profiles} gives them.",))
     workload, what = DEFAULT_WORKLOAD, "the built-in workload; --workload FILE takes your own"
     if options.workload is not None:
+        bundle.refuse_bi_encoder("--workload")
         manifest = bundle.manifest
         tokenizer = PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
         workload, what = workload_from_records(read_run(options.workload), tokenizer), str(options.workload)

@@ -55,7 +55,8 @@ def measure_latency(
     clock = time.perf_counter_ns
     options, progress = options or ProfileOptions(), progress or Silent()
     deadline_ns = clock() + int(options.budget_s * 1e9)
-    bundle, machine = Bundle.open(path), inspect_machine()
+    bundle, machine = Bundle.open_whole(path), inspect_machine()
+    bundle.refuse_bi_encoder("what is profiled")
     manifest = bundle.manifest
     candidates, skipped = list_candidates(manifest, machine, providers=options.providers, precisions=options.precisions)
     if options.deployment is not None:

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from crossforge.profiles import DEFAULT_WORKLOAD, DeploymentProfile, InputError
+from crossforge.runtime.cli import BundleArgument
 from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
 
 app = typer.Typer(add_completion=False)
@@ -18,7 +19,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @handles_errors
 def tune(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    bundle: BundleArgument,
     workload: Annotated[
         Path | None,
         typer.Option(help="A run to take lengths and candidates from (JSON lines).", show_default="built-in figures"),
@@ -53,7 +54,8 @@ def tune(
         raise InputError(
             "the deployment profile cannot be written there", got=target, allowed="a file in a folder that exists"
         )
-    opened = Bundle.open(bundle)
+    opened = Bundle.open_whole(bundle)
+    opened.refuse_bi_encoder("what is tuned")
     manifest = opened.manifest
     work = DEFAULT_WORKLOAD
     if workload is not None:
@@ -100,7 +102,7 @@ def tune(
 @app.command()
 @handles_errors
 def plan(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    bundle: BundleArgument,
     deployment: Annotated[Path, typer.Option(help="A deployment profile (TOML) that tune wrote.", show_default=False)],
     candidates: Annotated[int, typer.Option(help="Passages of a query.")] = 100,
     length: Annotated[int, typer.Option(help="Tokens of each pair.")] = 128,
@@ -114,7 +116,9 @@ def plan(
     from crossforge.runtime.bundle import Bundle
     from crossforge.runtime.profiling.capacity import MOST_CANDIDATES, plan_capacity
 
-    manifest, profile = Bundle.open(bundle).manifest, DeploymentProfile.from_toml(deployment)
+    opened, profile = Bundle.open(bundle), DeploymentProfile.from_toml(deployment)
+    opened.refuse_bi_encoder("what is planned")
+    manifest = opened.manifest
     if length > manifest.truncation.max_length:
         raise InputError("the pairs are longer than the model reads", got=length, allowed=manifest.truncation.max_length)
     if profile.precision is not None and profile.precision not in manifest.variants:

@@ -56,7 +56,7 @@ class LoadOptions:
 
 
 def measure_under_load(
-    path: Path | None, options: ProfileOptions, load: LoadOptions, *, progress: Progress | None = None
+    path: str | Path | None, options: ProfileOptions, load: LoadOptions, *, progress: Progress | None = None
 ) -> LatencyReport:
     """Send requests at each rate, or look for the highest rate within a latency.
 
@@ -78,6 +78,8 @@ def measure_under_load(
     if path is None and load.url is None:
         raise InputError("there is nothing to measure", allowed="a bundle, or the URL of a service")
     bundle = None if path is None else Bundle.open(path)
+    if bundle is not None:
+        bundle.provide((TOKENIZER_NAME,))
     with _open_target(bundle, options, load.url) as (make_target, service, requests):
         runs = _measure(make_target, load, progress or Silent())
     return LatencyReport(

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossforge.profiles import InputError
-from crossforge.runtime.similarity.options import LabelKind
-from crossforge.runtime.similarity.records import TextPair
+from crossforge.runtime.pairs.options import LabelKind
+from crossforge.runtime.pairs.records import TextPair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossforge.profiles import InputError
-from crossforge.runtime.reranker import Reranker
-from crossforge.runtime.similarity.figures import (
+from crossforge.runtime.pairs.figures import (
     BinaryFigures,
     GradedFigures,
     best_threshold,
     measure_binary,
     measure_graded,
 )
-from crossforge.runtime.similarity.labels import Labels, survey_labels
-from crossforge.runtime.similarity.options import JudgingOptions, LabelKind
-from crossforge.runtime.similarity.records import PairFile, open_pairs
-from crossforge.runtime.similarity.streaming import ScoredPair, score_all, score_stream
+from crossforge.runtime.pairs.labels import Labels, survey_labels
+from crossforge.runtime.pairs.options import JudgingOptions, LabelKind
+from crossforge.runtime.pairs.records import PairFile, open_pairs
+from crossforge.runtime.pairs.streaming import ScoredPair, score_all, score_stream
+from crossforge.runtime.reranker import Reranker
 
 
 @dataclass(frozen=True, kw_only=True)

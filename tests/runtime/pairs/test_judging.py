@@ -15,10 +15,10 @@ from typer.testing import CliRunner, Result
 from crossforge.export.cli import app
 from crossforge.profiles import Activation, InputError, Truncation, TruncationSide
 from crossforge.runtime import FakeSession
-from crossforge.runtime.similarity.judging import PairJudge, split
-from crossforge.runtime.similarity.options import Criterion, JudgingOptions, LabelKind
-from crossforge.runtime.similarity.records import TextPair, open_pairs
-from crossforge.runtime.similarity.streaming import CHUNK_PAIRS, cut_chunks, score_stream
+from crossforge.runtime.pairs.judging import PairJudge, split
+from crossforge.runtime.pairs.options import Criterion, JudgingOptions, LabelKind
+from crossforge.runtime.pairs.records import TextPair, open_pairs
+from crossforge.runtime.pairs.streaming import CHUNK_PAIRS, cut_chunks, score_stream
 from support.builders import fake_reranker, make_manifest, make_scoring, write_bundle
 
 WORDS = ("city", "people", "berlin", "where", "live", "passage")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from crossforge.profiles import InputError
+from crossforge.runtime.pairs.options import PairFormat, Quoting
 from crossforge.runtime.records import STDIN
-from crossforge.runtime.similarity.options import PairFormat, Quoting
 from crossforge.runtime.tokenization import check_text
 
 TEXT_COLUMNS = (("text1", "text2"), ("sentence1", "sentence2"), ("question1", "question2"), ("query", "passage"))

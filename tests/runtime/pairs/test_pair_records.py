@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from crossforge.profiles import InputError
-from crossforge.runtime.similarity.labels import survey_labels
-from crossforge.runtime.similarity.options import LabelKind, PairFormat, Quoting
-from crossforge.runtime.similarity.records import TextPair, open_pairs
+from crossforge.runtime.pairs.labels import survey_labels
+from crossforge.runtime.pairs.options import LabelKind, PairFormat, Quoting
+from crossforge.runtime.pairs.records import TextPair, open_pairs
 
 Read = list[tuple[str, str, float | None]]
 

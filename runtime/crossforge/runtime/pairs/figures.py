@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossforge.profiles import InputError, MissingPackageError
-from crossforge.runtime.similarity.options import Criterion
+from crossforge.runtime.pairs.options import Criterion
 
 Numbers = NDArray[np.float64]
 

@@ -21,12 +21,12 @@ from crossforge.runtime.cli import (
     say_what_runs,
 )
 from crossforge.runtime.console import DebugOption, JsonOption, err, handles_errors, out, print_json
-from crossforge.runtime.similarity.options import Criterion, JudgingOptions, LabelKind, PairFormat, Quoting
+from crossforge.runtime.pairs.options import Criterion, JudgingOptions, LabelKind, PairFormat, Quoting
 
 if TYPE_CHECKING:
-    from crossforge.runtime.similarity.figures import AtThreshold
-    from crossforge.runtime.similarity.judging import Summary
-    from crossforge.runtime.similarity.streaming import ScoredPair
+    from crossforge.runtime.pairs.figures import AtThreshold
+    from crossforge.runtime.pairs.judging import Summary
+    from crossforge.runtime.pairs.streaming import ScoredPair
 
 app = typer.Typer(add_completion=False)
 
@@ -92,10 +92,10 @@ def pairs(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Score pairs of texts, mark duplicates, and judge scores and marks by the file's labels."""
+    from crossforge.runtime.pairs.judging import PairJudge
+    from crossforge.runtime.pairs.records import open_pairs
+    from crossforge.runtime.pairs.streaming import similarity_activation
     from crossforge.runtime.reranker import Reranker
-    from crossforge.runtime.similarity.judging import PairJudge
-    from crossforge.runtime.similarity.records import open_pairs
-    from crossforge.runtime.similarity.streaming import similarity_activation
 
     options = JudgingOptions(
         threshold=threshold,

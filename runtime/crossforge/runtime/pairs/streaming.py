@@ -9,8 +9,8 @@ import numpy as np
 
 from crossforge.profiles import Activation
 from crossforge.runtime.activation import Floats
+from crossforge.runtime.pairs.records import TextPair
 from crossforge.runtime.reranker import Reranker
-from crossforge.runtime.similarity.records import TextPair
 
 CHUNK_PAIRS = 4096
 """Enough that batches of pairs of one length fill, few enough to hold."""

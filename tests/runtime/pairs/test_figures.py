@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossforge.profiles import InputError
-from crossforge.runtime.similarity.figures import (
+from crossforge.runtime.pairs.figures import (
     average_precision,
     best_threshold,
     measure_at,
@@ -18,7 +18,7 @@ from crossforge.runtime.similarity.figures import (
     measure_graded,
     shortest_between,
 )
-from crossforge.runtime.similarity.options import Criterion
+from crossforge.runtime.pairs.options import Criterion
 from support.strategies import no_deadline
 
 metrics = pytest.importorskip("sklearn.metrics")
