@@ -14,9 +14,9 @@ from crossforge.export.options import VariantOptions
 from crossforge.export.reports import read_reports, write_reports
 from crossforge.export.variants import VariantMaker
 from crossforge.profiles import MANIFEST_NAME, InputError, Manifest, Precision
-from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle, refuse_hub
+from crossforge.runtime.bundle import Bundle, refuse_hub
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.tokenization import PairTokenizer
+from crossforge.runtime.prompts import open_tokenizer
 
 
 def quantize_bundle(
@@ -70,7 +70,7 @@ def quantize_bundle(
         shutil.copytree(opened.path, folder, dirs_exist_ok=True)
         maker = VariantMaker(
             folder,
-            PairTokenizer.from_file(folder / TOKENIZER_NAME, manifest.pair_template, manifest.truncation),
+            open_tokenizer(folder, manifest),
             manifest.scoring,
             pad_token_id=manifest.pad_token_id,
             options=options,

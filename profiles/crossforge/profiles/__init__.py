@@ -68,6 +68,7 @@ from crossforge.profiles.manifest import (
     Variant,
 )
 from crossforge.profiles.precision import Precision
+from crossforge.profiles.prompt import Prompt
 from crossforge.profiles.providers import ENGINE_OF, PREFERENCE, RUNS_ONLY, ExecutionProvider, mismatch
 from crossforge.profiles.shapes import (
     OptimizationProfile,
@@ -130,6 +131,7 @@ __all__ = [
     "ParityReport",
     "Pooling",
     "Precision",
+    "Prompt",
     "ProviderFallbackWarning",
     "ProviderUnavailableError",
     "RequestTooLargeError",

@@ -95,6 +95,7 @@ class Reranker:
         precision: str = AUTO,
         strict: bool = False,
         deployment: DeploymentProfile | None = None,
+        instruction: str | None = None,
         check_files: bool = True,
         check_golden: bool = False,
         allow_host_code: bool = False,
@@ -110,6 +111,7 @@ class Reranker:
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
             strict: Raise where another provider than the chosen one would run.
             deployment: How to run it. ``provider`` and ``precision``, where given, win over it.
+            instruction: What a causal reranker is told to look for; None takes the bundle's own.
             check_files: Compare the sha256 of every file that is read with the manifest's.
             check_golden: Score the manifest's golden pairs, and raise if they come out differently.
             allow_host_code: Load TensorRT engines that embed code for the host, as version-compatible ones do. Such an
@@ -118,7 +120,7 @@ class Reranker:
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
-            InputError: An unknown provider or precision; or the bundle holds a bi-encoder.
+            InputError: An unknown provider or precision; an instruction that the model cannot take; or a bi-encoder.
             MachineError: This machine cannot run it, or, with ``strict``, not as asked.
             EngineError: The model does not load, or fails its golden pairs.
             HubError: The hub refuses, or does not answer.
@@ -136,6 +138,7 @@ class Reranker:
             precision=precision,
             strict=strict,
             deployment=deployment,
+            instruction=instruction,
             check_files=check_files,
             allow_host_code=allow_host_code,
         )

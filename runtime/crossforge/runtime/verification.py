@@ -12,7 +12,8 @@ from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.pair_scorer import load_pair_scorer
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.tokenization import derive_pair_template, derive_text_template, load_tokenizer
+from crossforge.runtime.prompts import derive_template
+from crossforge.runtime.tokenization import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,7 @@ def _note(verdict: VariantVerdict) -> str:
 
 def _check_template(bundle: Bundle) -> str | None:
     try:
-        derive = derive_pair_template if bundle.manifest.embedding is None else derive_text_template
-        template = derive(load_tokenizer(bundle.path / TOKENIZER_NAME))
+        template = derive_template(load_tokenizer(bundle.path / TOKENIZER_NAME), bundle.manifest)
     except CrossforgeError as error:
         return str(error)
     return None if template == bundle.manifest.pair_template else "the tokenizer joins pairs in another way"

@@ -183,7 +183,8 @@ class CrossEncoder:
         Args:
             inputs: One pair of texts, or any number of them.
             prompt_name: A prompt of the constructor's, to be put before each query.
-            prompt: A text to be put before each query; wins over ``prompt_name``.
+            prompt: A text to be put before each query, or the instruction of a causal reranker; wins over
+                ``prompt_name``.
             batch_size: At least 1, and otherwise without effect: batches are cut by tokens.
             show_progress_bar: Show how far it is on stderr. None does at log level INFO or DEBUG.
             activation_fn: Instead of ``self.activation_fn``.
@@ -213,10 +214,15 @@ class CrossEncoder:
             import_torch("Returning tensors")  # before anything is computed
         pairs, is_single = as_pairs(inputs)
         before = choose_prompt(self.prompts, self.default_prompt_name, prompt, prompt_name)
-        if before:
+        is_instruction = before and self.reranker.manifest.prompt is not None
+        if before and not is_instruction:
             pairs = [_with_prompt(before, pair) for pair in pairs]
         with _progress(len(pairs), show_progress_bar) as advance:
-            scored = self.reranker.score_pairs(pairs, on_batch=advance)
+            if is_instruction:
+                encoded = self.reranker.tokenizer.with_instruction(before).encode_pairs(pairs)
+                scored = self.reranker.score_encoded(encoded, on_batch=advance)
+            else:
+                scored = self.reranker.score_pairs(pairs, on_batch=advance)
         warn_of_losses(scored)
         scores = self._activated(scored.logits, activation, apply_softmax=bool(apply_softmax)) if pairs else np.empty(0)
         answer: Any = scores

@@ -39,15 +39,15 @@ def tune(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Find the fastest setting on this machine by measuring, and write it as a deployment profile."""
-    from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+    from crossforge.runtime.bundle import Bundle
     from crossforge.runtime.machine import inspect_machine
     from crossforge.runtime.profiling.bench import LocalBench
     from crossforge.runtime.profiling.settings import QualityLimits
     from crossforge.runtime.profiling.space import find_space
     from crossforge.runtime.profiling.tuning import TuningOptions, explain
     from crossforge.runtime.profiling.tuning import tune as run_tuning
+    from crossforge.runtime.prompts import open_tokenizer
     from crossforge.runtime.records import read_run
-    from crossforge.runtime.tokenization import PairTokenizer
     from crossforge.runtime.workload import workload_from_records
 
     if target.is_dir() or not target.parent.is_dir():  # better known before minutes of measurement than after
@@ -59,7 +59,7 @@ def tune(
     manifest = opened.manifest
     work = DEFAULT_WORKLOAD
     if workload is not None:
-        tokenizer = PairTokenizer.from_file(opened.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+        tokenizer = open_tokenizer(opened.path, manifest)
         work = workload_from_records(read_run(workload), tokenizer)
     options = TuningOptions(
         workload=work,

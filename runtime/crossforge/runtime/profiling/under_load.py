@@ -25,6 +25,7 @@ from crossforge.runtime.profiling.service_target import service_target
 from crossforge.runtime.profiling.texts import compose_texts
 from crossforge.runtime.profiling.workload import Call, plan_workload
 from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.prompts import open_tokenizer
 from crossforge.runtime.records import Passage, QueryRecord, read_run
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.tokenization import PairTokenizer
@@ -173,4 +174,4 @@ def _calls_by_words(candidates: Sequence[int]) -> tuple[list[Call], str]:
 
 def _tokenizer(bundle: Bundle) -> PairTokenizer:
     manifest = bundle.manifest
-    return PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+    return open_tokenizer(bundle.path, manifest)
