@@ -94,11 +94,11 @@ def is_generated(card: str) -> bool:
 
 
 def snippets(manifest: Manifest, repo: str, *, revision: str | None = None) -> dict[str, str]:
-    """Programs that run the bundle, by what they run it in; the last two only where a variant suits ONNX Runtime."""
+    """Programs that run the bundle, by what they run it in; beside ours only where ONNX Runtime alone can be told how."""
     values = {"repo": repo, "texts": _TEXTS, "revision": "" if revision is None else f', revision="{revision}"'}
     programs = {"crossforge": _CROSSFORGE.substitute(values)}
     precision = next((p for p in _FASTEST_IN_ONNX_RUNTIME if p in manifest.variants), None)
-    if precision is None:
+    if precision is None or manifest.prompt is not None:  # a prompt of a causal model is put around the pair here alone
         return programs
     variant = manifest.variants[precision]
     names = ("tokenizer.json", variant.path, *(name for name in variant.files if name != variant.path))
