@@ -80,6 +80,18 @@ def test_a_trimmed_vocabulary_is_said() -> None:
     assert "10 of 100 tokens are left" in make_card(manifest, "org/name", SourceFacts())
 
 
+@pytest.mark.parametrize(
+    ("query_max_length", "said", "strategy"),
+    [(16, "the query keeps 16, the passage gives way", "only_second"), (None, "the longer text gives way", "longest_first")],
+)
+def test_what_gives_way_is_said_and_done(query_max_length: int | None, said: str, strategy: str) -> None:
+    manifest = make_manifest()
+    manifest = replace(manifest, truncation=replace(manifest.truncation, query_max_length=query_max_length))
+
+    assert said in make_card(manifest, "org/name", SourceFacts())
+    assert f'strategy="{strategy}"' in snippets(manifest, "org/name")["ONNX Runtime"]
+
+
 def test_a_generated_card_is_told_from_one_that_was_touched() -> None:
     card = make_card(make_manifest(), "org/name", SourceFacts())
 

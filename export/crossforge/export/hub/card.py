@@ -45,7 +45,7 @@ $texts
 names = $names
 paths = [hf_hub_download("$repo", name$revision) for name in names]
 tokenizer = Tokenizer.from_file(paths[0])
-tokenizer.enable_truncation($max_length, strategy="only_second", direction="$side")
+tokenizer.enable_truncation($max_length, strategy="$strategy", direction="$side")
 tokenizer.enable_padding(pad_id=$pad_id)
 encodings = tokenizer.encode_batch([(query, passage) for passage in passages])
 inputs = {
@@ -94,11 +94,11 @@ def is_generated(card: str) -> bool:
 
 
 def snippets(manifest: Manifest, repo: str, *, revision: str | None = None) -> dict[str, str]:
-    """Programs that run the bundle, by what they run it in; the last two only where a variant suits ONNX Runtime."""
+    """Programs that run the bundle, by what they run it in; beside ours only where ONNX Runtime alone can be told how."""
     values = {"repo": repo, "texts": _TEXTS, "revision": "" if revision is None else f', revision="{revision}"'}
     programs = {"crossforge": _CROSSFORGE.substitute(values)}
     precision = next((p for p in _FASTEST_IN_ONNX_RUNTIME if p in manifest.variants), None)
-    if precision is None:
+    if precision is None or manifest.prompt is not None:  # a prompt of a causal model is put around the pair here alone
         return programs
     variant = manifest.variants[precision]
     names = ("tokenizer.json", variant.path, *(name for name in variant.files if name != variant.path))
@@ -110,6 +110,7 @@ def snippets(manifest: Manifest, repo: str, *, revision: str | None = None) -> d
         values,
         names="[" + ", ".join(f'"{name}"' for name in names) + "]",
         max_length=manifest.truncation.max_length,
+        strategy="longest_first" if manifest.truncation.is_symmetric else "only_second",
         side=manifest.truncation.side,
         pad_id=manifest.pad_token_id,
         inputs="\n".join(inputs),
@@ -159,10 +160,7 @@ def _origin(manifest: Manifest) -> Iterator[str]:
     )
     yield "Its weights have the sha256 digest (over all tensors by name)\n" + f"`{source.weights_sha256}`.\n"
     truncation, scoring = manifest.truncation, manifest.scoring
-    yield (
-        f"- A pair has up to {truncation.max_length} tokens. crossforge leaves the query {truncation.query_max_length} of "
-        f"them and cuts the passage on the {truncation.side}."
-    )
+    yield f"- A pair in crossforge: {truncation.describe()}."
     ranks = "none ranks" if scoring.ranking_label is None else f"`{scoring.labels[scoring.ranking_label]}` ranks"
     labels = ", ".join(f"`{label}`" for label in scoring.labels)
     yield f"- Labels: {labels}; {ranks}. Activation of `predict`: {scoring.activation}."
