@@ -82,7 +82,7 @@ def open_store(folder: Path, embedder: Embedder, corpus: Sequence[Passage]) -> l
         key.update(f"{passage.id}\0{passage.text}\0".encode())
     database, name = lancedb.connect(folder), f"passages-{key.hexdigest()[:12]}"
     if name in database.list_tables().tables:
-        out.print(f"{len(corpus)} passages are in {folder}")
+        out.print(f"{len(corpus)} passages are in {folder}", soft_wrap=True)
         return database.open_table(name)
     start = perf_counter()
     vectors = embedder.encode_passages([passage.text for passage in corpus])
@@ -95,7 +95,8 @@ def open_store(folder: Path, embedder: Embedder, corpus: Sequence[Passage]) -> l
     table = database.create_table(name, pa.table(columns))
     out.print(
         f"{len(corpus)} passages embedded in {embedded - start:.1f} s "
-        f"and stored in {folder} in {perf_counter() - embedded:.2f} s"
+        f"and stored in {folder} in {perf_counter() - embedded:.2f} s",
+        soft_wrap=True,
     )
     return table
 
