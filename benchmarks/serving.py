@@ -4,9 +4,10 @@
     python benchmarks/serving.py --overload     # twice the rate that it can answer
     python benchmarks/serving.py --soak         # ten thousand requests, and the memory
 
-Every server runs the embedded model in float32, in a process of its own, on the same cores as the load generator, which says
-how much of them it took. In each round every server gets the same requests, 32 at a time, while the others are stopped with
-SIGSTOP. The peer is infinity where ``--peer`` says where it is, else FastAPI around sentence-transformers (plain_app.py):
+Every server runs the embedded model in float32 (crossforge's in ``--precision``), in a process of its own, on the same cores
+as the load generator, which says how much of them it took. In each round every server gets the same requests, 32 at a time,
+while the others are stopped with SIGSTOP. The peer is infinity where ``--peer`` says where it is, else FastAPI around
+sentence-transformers (plain_app.py):
 
     python -m venv .venv-infinity
     .venv-infinity/bin/pip install torch && .venv-infinity/bin/pip install "infinity-emb[torch,server]"
@@ -42,8 +43,8 @@ from http_load import Load, closed_loop, open_loop
 
 from crossforge.runtime.machine import inspect_machine
 
-PLAIN = ("--precision", "fp32", "--timeout", "600")
-"""The model that the peers run; and time enough, as they have no limit."""
+TIMEOUT = ("--timeout", "600")
+"""Time enough, as the peers have no limit."""
 OVERLOAD_QUEUE_TOKENS = 32_768
 START_S = 180
 
@@ -71,9 +72,10 @@ class Server:
 
 
 @contextmanager
-def crossforge_server(name: str, *options: str, bundle: Path | None = None) -> Iterator[Server]:
+def crossforge_server(name: str, precision: str, *options: str, bundle: Path | None = None) -> Iterator[Server]:
     command = [sys.executable, "-c", "from crossforge.export.cli import main; main()", "serve", str(bundle or demo_bundle())]
-    with started(name, lambda port: [*command, *PLAIN, "--port", str(port), *options], "/rerank", "texts") as server:
+    options = ("--precision", precision, *TIMEOUT, *options)
+    with started(name, lambda port: [*command, *options, "--port", str(port)], "/rerank", "texts") as server:
         yield server
 
 
@@ -147,9 +149,11 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
     """All servers in turns, for each number of passages."""
     with ExitStack() as stack:
         servers = [
-            stack.enter_context(crossforge_server("crossforge")),
-            stack.enter_context(crossforge_server("crossforge, no micro-batching", "--no-micro-batching")),
-            stack.enter_context(peer_server(arguments.peer)),
+            stack.enter_context(crossforge_server("crossforge", arguments.precision)),
+            stack.enter_context(
+                crossforge_server("crossforge, no micro-batching", arguments.precision, "--no-micro-batching")
+            ),
+            *([] if arguments.no_peer else [stack.enter_context(peer_server(arguments.peer))]),
         ]
         for server in servers:
             run(server, draw_requests(16, 5), 4)  # warm-up
@@ -201,7 +205,7 @@ def overload(arguments: argparse.Namespace) -> dict[str, object]:
     """What it can answer, and then twice that, whatever it says."""
     passages = int(arguments.passages.split(",")[0])
     requests = draw_requests(max(64, arguments.pairs // passages), passages)
-    with crossforge_server("crossforge", "--max-queue-tokens", str(OVERLOAD_QUEUE_TOKENS)) as server:
+    with crossforge_server("crossforge", arguments.precision, "--max-queue-tokens", str(OVERLOAD_QUEUE_TOKENS)) as server:
         run(server, requests[:16], 4)
         unloaded = run(server, requests[:64], 1)
         capacity = run(server, requests, arguments.concurrency)
@@ -241,7 +245,7 @@ def metric(server: Server, name: str) -> float:
 def soak(arguments: argparse.Namespace) -> dict[str, object]:
     """Requests of one passage each, a tenth at a time, and the memory after each tenth."""
     requests = draw_requests(arguments.requests // 20, 1)
-    with crossforge_server("crossforge") as server:
+    with crossforge_server("crossforge", arguments.precision) as server:
         run(server, draw_requests(64, 20), arguments.concurrency)  # what a service has seen after a minute
         curve = [(0, server.resident_mb())]
         for part in range(20):
@@ -282,6 +286,8 @@ def tell(result: dict[str, object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="infinity=PATH of its executable")
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--precision", default="fp32", help="crossforge's; the peer runs fp32")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--passages", default="20,5,1", help="of each request")
     parser.add_argument("--concurrency", type=int, default=32)

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from crossforge.export.bi_encoder import read_bi_encoder
 from crossforge.export.onnx import export_transformer, save_onnx
-from crossforge.export.passes import keep_first_row
+from crossforge.export.passes import fuse_for_cuda, keep_first_row
 from crossforge.export.pooling import append_pooling
 from crossforge.export.reference import reference_embeddings
 from crossforge.export.source import LoadedSource, SourceOptions, load_source
@@ -130,6 +130,15 @@ def test_cls_pooling_computes_one_row_of_the_last_layer(
     lean = keep_first_row(whole)
     assert lean.changed
     np.testing.assert_allclose(embed(source, lean.model, tmp_path), embed(source, whole, tmp_path), atol=TOLERANCE)
+
+
+def test_attention_is_fused_for_cuda_before_any_pooling(
+    transformer: tuple[LoadedSource, ModelProto], tmp_path: Path
+) -> None:
+    source = load_source(str(save_bi_encoder(tmp_path / "model", pooling=[str(mode) for mode in Pooling])))
+    assert source.bi_encoder is not None
+    fused = fuse_for_cuda(append_pooling(transformer[1], source.bi_encoder.embedding))
+    assert "2 Attention" in fused.notes[0]
 
 
 def test_lowercasing_comes_before_the_tokenizer(tmp_path: Path) -> None:

@@ -81,7 +81,9 @@ class _Tail:
         )
 
     def normalize(self, vector: str) -> str:
-        length = self._node("ReduceL2", [vector, self._axis(1)], keepdims=1)
+        # Not ReduceL2: the shape inference by which ONNX Runtime fuses for CUDA does not know it, and would fuse nothing.
+        squares = self._node("ReduceSum", [self._node("Mul", [vector, vector]), self._axis(1)], keepdims=1)
+        length = self._node("Sqrt", [squares])
         return self._node("Div", [vector, self._node("Max", [length, self._constant(_SHORTEST)])])
 
     def finish(self, vector: str, dimension: int) -> None:
