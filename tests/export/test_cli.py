@@ -86,6 +86,31 @@ def test_rank_puts_the_population_first(demo_bundle: Path, passages_file: Path) 
     assert sorted(row["corpus_id"] for row in document["results"]) == list(range(14))
 
 
+def test_long_passages_are_read_in_windows(demo_bundle: Path, tmp_path: Path) -> None:
+    filler = "The kettle boils water in less than three minutes, and oranges are rich in vitamin C. " * 30
+    answer = "Berlin has about 3.8 million inhabitants."
+    path = tmp_path / "articles.txt"
+    path.write_text(f"A violin has four strings.\n{filler}{answer} {filler}", encoding="utf-8")
+    arguments = ("rank", demo_bundle, "-q", QUERY, "--passages", path, "--chunk", "max", "--window", 128)
+
+    first, second = json.loads(crossforge(*arguments, "--json").stdout)["results"]
+    assert (first["id"], first["truncated"], second["window"]) == ("1", False, None)
+    window = first["window"]
+    assert answer in first["text"][window["start"] : window["end"]]
+    assert 0 < window["index"] < window["count"] - 1
+
+    table = crossforge(*arguments)
+    assert f"[{window['index'] + 1} of {window['count']}]" in table.stdout
+    assert "were cut" not in table.stderr
+
+    pair = ("score", demo_bundle, "-q", QUERY, "-p", first["text"], "-p", "A violin has four strings.")
+    scored = json.loads(crossforge(*pair, "--chunk", "max", "--window", 128, "--json").stdout)
+    assert scored["windows"] == [window, None]
+    assert scored["scores"][0] == pytest.approx(first["score"], abs=1e-4)
+    assert scored["truncated"] == [False, False]
+    assert "windows" not in json.loads(crossforge(*pair, "--json").stdout)
+
+
 def test_rank_formats_agree(demo_bundle: Path, passages_file: Path) -> None:
     arguments = ("rank", demo_bundle, "-q", QUERY, "--passages", passages_file, "--top-k", 3)
     jsonl = [json.loads(line)["id"] for line in crossforge(*arguments, "--format", "jsonl").stdout.splitlines()]
@@ -197,6 +222,9 @@ def test_quantize_makes_a_variant_for_cuda_and_says_where_it_was_judged(tiny_bun
         (["score", "/no/such/bundle", "-q", "a", "-p", "b"], 2, "crossforge export SOURCE"),
         (["rank", "BUNDLE", "-q", "a", "--passages", "/no/such/file"], 2, "No such file"),
         (["rank", "BUNDLE", "-q", "a", "--passages", "-", "--top-k", "0"], 2, "top_k"),
+        (["rank", "BUNDLE", "-q", "a", "--passages", "-", "--chunk", "mean"], 2, "'max'"),
+        (["score", "BUNDLE", "-q", "a", "-p", "b", "--window", "128"], 2, "--chunk max --window 128"),
+        (["score", "BUNDLE", "-q", "a", "-p", "b", "--chunk", "max", "--overlap", "1"], 2, "0.0 to 0.9"),
         (["export", "/no/such/folder", "TARGET"], 2, "there is no folder"),
         (["export", "demo", "TARGET", "--precision", "fp12"], 2, "fp32"),
         (["export", "demo", "OCCUPIED"], 2, "is not a bundle"),

@@ -42,6 +42,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     passages = [{"id": "a", "text": "berlin is the city"}, {"id": "b", "text": "a passage"}]
     Path("run.jsonl").write_text(json.dumps({"qid": "1", "query": "where is the city", "passages": passages}))
     Path("qrels.txt").write_text("1 0 a 1\n")
+    Path("pairs.csv").write_text("text1,text2\nwhere is the city,a passage\n")
     precisions = (Precision.FP32, Precision.FP16, Precision.INT8)
     overrides = {precision: {"parity": make_parity(reference="fp32")} for precision in precisions[1:]}
     return write_bundle(tmp_path / "bundle", precisions=precisions, variant_overrides=overrides)
@@ -57,6 +58,7 @@ def test_every_command_that_runs_a_bundle_takes_one() -> None:
     [
         ("score", "-q", "where is the city", "-p", "a passage"),
         ("rank", "-q", "where is the city", "--passages", "passages.txt"),
+        ("pairs", "pairs.csv"),
     ],
     ids=lambda arguments: arguments[0],
 )

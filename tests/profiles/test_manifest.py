@@ -136,6 +136,14 @@ def test_the_constructors_check_as_well() -> None:
         make_manifest(input_names=())
 
 
+def test_two_texts_of_equal_standing_have_no_query() -> None:
+    manifest = make_manifest(truncation=Truncation(max_length=64, query_max_length=None, side=TruncationSide.RIGHT))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert manifest.truncation.is_symmetric
+    assert manifest.truncation.describe() == "up to 64 tokens; the longer text gives way on the right"
+    assert manifest.truncation.query_room(3) == 60
+
+
 @pytest.mark.parametrize(("query_max_length", "fits"), [(60, True), (61, False)])
 def test_a_passage_of_one_token_must_fit_beside_the_longest_query(query_max_length: int, fits: bool) -> None:
     truncation = Truncation(max_length=64, query_max_length=query_max_length, side=TruncationSide.LEFT)

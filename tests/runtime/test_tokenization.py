@@ -211,6 +211,16 @@ def test_a_text_is_mostly_unknown_if_more_than_half_of_its_words_are(text: str, 
         assert tokenizer.encode(text, ["the city", "city"]).mostly_unknown.tolist() == [mostly, mostly]
 
 
+@pytest.mark.parametrize(
+    ("text", "mostly"),
+    [("жж", True), ("жж жжж", True), ("the жж жжж", True), ("the city жж", False), ("the \N{CITYSCAPE}", False)],
+)
+def test_the_marks_of_unknown_words_are_not_known_text(text: str, mostly: bool) -> None:
+    tokenizer = make_pair_tokenizer("xlm_roberta")
+
+    assert tokenizer.encode("the city", [text, "city"]).mostly_unknown.tolist() == [mostly, False]
+
+
 def test_a_tokenizer_that_spells_bytes_knows_everything() -> None:
     assert make_pair_tokenizer("roberta").encode("\N{CITYSCAPE}", UNKNOWN_TEXTS).unknown_tokens.tolist() == [0] * 6
 

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossforge.profiles import InputError, Truncation, TruncationSide
+from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import PairTokenizer
 from support.families import FAMILIES, TEMPLATES, make_tokenizer
 from support.strategies import no_deadline, words
@@ -144,3 +145,40 @@ def test_a_passage_of_no_tokens_is_not_asked_for() -> None:
     tokenizer = PairTokenizer(make_tokenizer(), TEMPLATES["bert"], make_truncation("bert", 1, 5, TruncationSide.RIGHT))
     with pytest.raises(InputError, match="max_passage_tokens"):
         tokenizer.encode("the", ["city"], max_passage_tokens=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(pairs=st.lists(st.tuples(words.filter(bool), words), max_size=4), room=st.integers(2, 41), side=sides)
+@no_deadline
+def test_texts_of_equal_standing_are_cut_as_the_tokenizer_cuts_the_longest_first(
+    family: str, pairs: list[tuple[str, str]], room: int, side: TruncationSide
+) -> None:
+    real, template = make_tokenizer(family), TEMPLATES[family]
+    truncation = Truncation(max_length=room + template.special_token_count, query_max_length=None, side=side)
+    lengths = [[len(real.encode(text, add_special_tokens=False).ids) for text in pair] for pair in pairs]
+    real.enable_truncation(truncation.max_length, strategy="longest_first", direction=str(side))
+    expected = [real.encode(*pair) for pair in pairs]
+    cache = TokenCache(10_000)
+    for _ in range(2):  # the second time from the cache
+        tokenizer = PairTokenizer(make_tokenizer(family), template, truncation, cache=cache)
+        encoded = tokenizer.encode_pairs(pairs)
+        heads = [encoded.heads[head].tolist() for head in encoded.head_of_pair]
+        ids = [[*head, *text.tolist(), *template.suffix.ids] for head, text in zip(heads, encoded.passages, strict=True)]
+        assert ids == [encoding.ids for encoding in expected]
+        assert encoded.lengths.tolist() == [len(encoding.ids) for encoding in expected]
+        assert encoded.truncated.tolist() == [sum(both) > room for both in lengths]
+        kept = [len(head) - len(template.prefix.ids) - len(template.separator.ids) for head in heads]
+        assert encoded.query_truncated.tolist() == [k < first for k, (first, _) in zip(kept, lengths, strict=True)]
+
+
+def test_a_text_keeps_more_beside_a_short_one() -> None:
+    truncation = Truncation(max_length=8 + 3, query_max_length=None, side=TruncationSide.RIGHT)
+    tokenizer = PairTokenizer(make_tokenizer(), TEMPLATES["bert"], truncation)
+    long = "the city where people live is the city"
+
+    pairs = tokenizer.encode(long, ["", "the city", long])
+
+    assert [len(ids) for ids in pairs.passages] == [0, 2, 4]
+    assert pairs.query_truncated.tolist() == [False, True, True]
+    assert len(pairs.heads) == 3
+    assert tokenizer.read_spans(long, ["the city", long]) == [(0, len("the city where people")), (0, 8), (0, 21)]

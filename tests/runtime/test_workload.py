@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from crossforge.profiles import InputError, Truncation, TruncationSide, Workload
-from crossforge.runtime.records import Passage, QueryRecord
+from crossforge.profiles import InputError, Truncation, TruncationSide, Workload, profiles_from_lengths
+from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.records import Passage, QueryRecord, read_run
 from crossforge.runtime.tokenization import PairTokenizer
 from crossforge.runtime.workload import workload_from_records
 from support.families import BERT_TEMPLATE, make_tokenizer
@@ -52,3 +55,19 @@ def test_no_pairs_are_no_workload() -> None:
 def test_a_text_that_cannot_be_used_is_named_with_its_query() -> None:
     with pytest.raises(InputError, match=r"query ' ': the query is empty; got ' '"):
         workload_from_records([record(" ", "city")], make_pair_tokenizer())
+
+
+def test_another_language_asks_for_other_profiles(demo_bundle: Path, shared_data: Path) -> None:
+    manifest = Bundle.open(demo_bundle).manifest
+    tokenizer = PairTokenizer.from_file(demo_bundle / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+    english, german = (
+        workload_from_records(read_run(shared_data / f"xquad-{language}" / "bm25-top10.jsonl"), tokenizer)
+        for language in ("en", "de")
+    )
+
+    assert german.mean_length > 1.5 * english.mean_length
+    edges = [
+        [profile.sequence_length.max for profile in profiles_from_lengths(work, max_length=512, max_tokens=16_384)]
+        for work in (english, german)
+    ]
+    assert all(longer > shorter for shorter, longer in zip(*(of[:-1] for of in edges), strict=True))

@@ -122,7 +122,7 @@ def evaluate_bundle(
 
     pairs = sum(len(record.passages) for record in judged)
     others = {str(path): _open_embedder(path) for path in embedders}
-    chosen = tuple(precisions or _variants_of(opened.manifest, deployment))
+    chosen = tuple(precisions or choose_variants(opened.manifest, deployment))
     embedded, ranked = {}, {}
     for path, other in others.items():
         with progress.stage(f"rank with {other.path.name}") as stage, Embedder.load(other, provider=provider) as embedder:
@@ -147,7 +147,8 @@ def evaluate_bundle(
     )
 
 
-def _variants_of(manifest: Manifest, deployment: DeploymentProfile | None) -> list[Precision]:
+def choose_variants(manifest: Manifest, deployment: DeploymentProfile | None) -> list[Precision]:
+    """The variants to evaluate: all, or the one that a deployment profile names beside fp32."""
     if deployment is None or deployment.precision is None:
         return list(manifest.variants)
     reference = [Precision.FP32] if Precision.FP32 in manifest.variants else []

@@ -9,11 +9,15 @@ import typer
 from rich.table import Table
 
 from crossforge.export.bundle_cli import parse_precisions
+from crossforge.profiles import InputError
 from crossforge.runtime.cli import BundleArgument, DeploymentOption, ProviderOption, read_deployment
 from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json
+from crossforge.runtime.pairs.cli import LabelColumnOption, LabelsOption, QuotingOption
+from crossforge.runtime.pairs.options import Criterion, LabelKind, PairFormat
 
 if TYPE_CHECKING:
     from crossforge.export.evaluation import Evaluation, RankingEvaluation
+    from crossforge.export.pair_evaluation import PairEvaluation
 
 app = typer.Typer(add_completion=False)
 
@@ -23,9 +27,15 @@ app = typer.Typer(add_completion=False)
 def evaluate(
     bundle: BundleArgument,
     run: Annotated[
-        Path, typer.Option(help='JSON lines of {"qid", "query", "passages": [{"id", "text"}]}.', show_default=False)
-    ],
-    qrels: Annotated[Path, typer.Option(help="Judgements in TREC format.", show_default=False)],
+        Path | None, typer.Option(help='JSON lines of {"qid", "query", "passages": [{"id", "text"}]}.', show_default=False)
+    ] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Judgements in TREC format.", show_default=False)] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Instead of a run: labelled pairs, as pairs takes them.", show_default=False)
+    ] = None,
+    labels: LabelsOption = None,
+    label_column: LabelColumnOption = None,
+    quoting: QuotingOption = None,
     precision: Annotated[
         str | None,
         typer.Option(help="Variants, separated by commas.", show_default="all, or the deployment profile's and fp32"),
@@ -40,9 +50,28 @@ def evaluate(
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Measure nDCG@10, MRR@10 and recall@100 of a bundle's variants, side by side with the first stage."""
+    """Measure a bundle's variants side by side: nDCG@10 beside the first stage's, or how they judge labelled pairs."""
     from crossforge.export.evaluation import evaluate_bundle
+    from crossforge.export.pair_evaluation import evaluate_pairs
 
+    if pairs is not None and run is None and qrels is None:
+        of_pairs = evaluate_pairs(
+            bundle,
+            pairs,
+            precisions=None if precision is None else parse_precisions(precision),
+            kind=labels,
+            pair_format=PairFormat(label_column=label_column, quoting=quoting),
+            provider=provider,
+            deployment=read_deployment(deployment),
+            progress=TerminalProgress(),
+        )
+        if as_json:
+            print_json(of_pairs)
+        else:
+            _print_pair_evaluation(of_pairs)
+        return
+    if run is None or qrels is None or pairs is not None:
+        raise InputError("what to evaluate on is not clear", allowed="either --run with --qrels, or --pairs")
     evaluation = evaluate_bundle(
         bundle,
         run,
@@ -80,6 +109,32 @@ def _row(ranking: RankingEvaluation) -> tuple[str, ...]:
     tau = "-" if ranking.kendall_tau is None else f"{ranking.kendall_tau:.4f}"
     figures = (quality.ndcg_at_10, quality.mrr_at_10, quality.recall_at_100)
     return (*(f"{figure:.4f}" for figure in figures), change, p_value, tau)
+
+
+def _print_pair_evaluation(evaluation: PairEvaluation) -> None:
+    is_binary = evaluation.kind is LabelKind.BINARY
+    names = ("AP", "F1", "accuracy", "best F1") if is_binary else ("Spearman", "Pearson")
+    table = Table("", *names, "change (95 % interval)", "largest diff.", "pairs/s", box=None)
+    for name, variant in evaluation.variants.items():
+        figures: tuple[float | None, ...] = ()
+        if variant.binary is not None and variant.as_deployed is not None:
+            best = variant.binary.best[Criterion.F1]
+            figures = (variant.binary.average_precision, variant.as_deployed.f1, variant.as_deployed.accuracy, best.f1)
+        elif variant.graded is not None:
+            figures = (variant.graded.spearman, variant.graded.pearson)
+        change = ""
+        if (difference := variant.difference) is not None:
+            low, high = difference.interval_95
+            change = f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f})"
+        shown = ("-" if figure is None else f"{figure:.4f}" for figure in figures)
+        table.add_row(name, *shown, change, f"{variant.largest_difference:.4f}", f"{variant.pairs_per_s:.0f}")
+    out.print(table)
+    out.print(f"{evaluation.pairs} pairs; labels: {evaluation.labels}; change of {names[0]} against {evaluation.reference}.")
+    if (deployed := evaluation.variants[evaluation.reference].as_deployed) is not None:
+        out.print(
+            f"AP is the average precision; F1 and accuracy are at {deployed.threshold}, where the F1 of "
+            f"{evaluation.reference} is best on these pairs; best F1 is at each variant's own best threshold."
+        )
 
 
 def _evaluation_document(evaluation: Evaluation) -> dict[str, object]:

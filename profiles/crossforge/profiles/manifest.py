@@ -14,6 +14,7 @@ from crossforge.profiles.embedding import Embedding
 from crossforge.profiles.errors import ManifestError, SchemaVersionError
 from crossforge.profiles.jsonio import DecodeError, decode, encode
 from crossforge.profiles.precision import Precision
+from crossforge.profiles.prompt import Prompt
 
 MANIFEST_NAME = "crossforge.json"
 SCHEMA_VERSION = 1
@@ -82,16 +83,46 @@ class Truncation:
     """What happens to text that is too long: the query keeps ``query_max_length`` tokens, the passage gives way.
 
     Lengths are in tokens; ``max_length`` counts the whole pair with its special tokens, ``query_max_length`` the
-    query's own tokens only.
+    query's own tokens only. Where ``query_max_length`` is None, neither text is a query: the longer one gives way until
+    both are of one length, and then both do, as transformers' ``longest_first`` has it.
     """
 
     max_length: int
-    query_max_length: int
+    query_max_length: int | None
     side: TruncationSide
 
     def __post_init__(self) -> None:
-        if not 0 < self.query_max_length < self.max_length:
+        query_max_length = 1 if self.query_max_length is None else self.query_max_length
+        if not 0 < query_max_length < self.max_length:
             raise ValueError(f"need 0 < query_max_length < max_length, got {self.query_max_length} and {self.max_length}")
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the two texts are of equal standing."""
+        return self.query_max_length is None
+
+    def describe(self) -> str:
+        """The contract in words."""
+        if self.is_symmetric:
+            return f"up to {self.max_length} tokens; the longer text gives way on the {self.side}"
+        query = f"the query keeps {self.query_max_length}"
+        return f"up to {self.max_length} tokens; {query}, the passage gives way on the {self.side}"
+
+    def kept_of_query(self, query_tokens: int, passage_tokens: int, special_tokens: int) -> int:
+        """How many of its tokens a query keeps beside a passage and special tokens; the passage has the rest of the room."""
+        if self.query_max_length is not None:
+            return min(query_tokens, self.query_max_length)
+        room = self.max_length - special_tokens
+        if query_tokens + passage_tokens <= room:
+            return query_tokens
+        # As the tokenizers package counts for longest_first: of an odd room the longer text has one token more, and of
+        # two that are equally long the second.
+        kept_of_shorter = min(query_tokens, passage_tokens, room // 2)
+        return kept_of_shorter if query_tokens <= passage_tokens else room - kept_of_shorter
+
+    def query_room(self, special_tokens: int) -> int:
+        """Most tokens that a query can keep beside so many special tokens and one of the passage."""
+        return self.max_length - special_tokens - 1 if self.query_max_length is None else self.query_max_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +250,8 @@ class Manifest:
     input_names: tuple[str, ...]
     """The graph's inputs; says whether ``token_type_ids`` must be sent or must not."""
     pair_template: PairTemplate
+    prompt: Prompt | None = None
+    """Set where a pair is filled into a text, for a causal reranker. The pair template then holds its prefix and suffix."""
     pad_token_id: int
     truncation: Truncation
     scoring: Scoring
@@ -237,7 +270,8 @@ class Manifest:
     def __post_init__(self) -> None:
         if "input_ids" not in self.input_names:
             raise ValueError(f"input_names must hold input_ids, got {list(self.input_names)}")
-        if self.truncation.max_length < self.truncation.query_max_length + self.pair_template.special_token_count + 1:
+        query_tokens = self.truncation.query_max_length or 1
+        if self.truncation.max_length < query_tokens + self.pair_template.special_token_count + 1:
             raise ValueError("max_length leaves no room for a passage beside a query of query_max_length tokens")
         if not self.variants:
             raise ValueError("a bundle needs at least one variant")

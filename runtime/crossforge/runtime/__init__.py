@@ -19,11 +19,13 @@ from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.scored import ScoredPairs
 from crossforge.runtime.sessions import FakeSession, Session
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
+from crossforge.runtime.windows import Chunking, Window
 
 __all__ = [
     "Activation",
     "BatchPlan",
     "Bundle",
+    "Chunking",
     "CrossEncoder",
     "CrossforgeError",
     "DeploymentProfile",
@@ -40,6 +42,7 @@ __all__ = [
     "Reranker",
     "ScoredPairs",
     "Session",
+    "Window",
     "plan_batches",
     "select_providers",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from crossforge.profiles import Activation
+from crossforge.profiles import Activation, InputError
 
 Floats = NDArray[np.float32]
 
@@ -35,3 +35,17 @@ def relevance(logits: Floats, ranking_label: int) -> Floats:
     (Nogueira and Cho, 2019): a single logit of several does not order pairs, because the others differ from pair to pair.
     """
     return logits[:, 0] if logits.shape[1] == 1 else log_softmax(logits)[:, ranking_label]
+
+
+def parse_activation(activation: Activation | str | None, usual: Activation) -> Activation:
+    """What a caller passes as ``activation``; None gives the usual one.
+
+    Raises:
+        InputError: There is no such activation.
+    """
+    if activation is None:
+        return usual
+    try:
+        return Activation(activation)
+    except ValueError:
+        raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crossforge.profiles import Activation, DeploymentProfile, Embedding, EngineRecord, InputError, Manifest
+from crossforge.profiles import Activation, DeploymentProfile, Embedding, EngineRecord, InputError, Manifest, Prompt
 from crossforge.runtime.console import (
     DebugOption,
     JsonOption,
@@ -23,20 +23,40 @@ from crossforge.runtime.console import (
     print_json,
     print_ranking,
 )
+from crossforge.runtime.windows import DEFAULT_OVERLAP, Chunking, Pooling, Window
 
 if TYPE_CHECKING:
     from crossforge.runtime.reranker import Reranker
 
 app = typer.Typer(add_completion=False)
 
-BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+BundleArgument = Annotated[
+    str, typer.Argument(help="The bundle's folder, or OWNER/NAME[@REVISION] on the model hub.", show_default=False)
+]
 ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda, native, cpu or openvino.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bundle.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
 DeploymentOption = Annotated[
     Path | None, typer.Option(help="A deployment profile (TOML), as tune writes it.", show_default=False)
 ]
+InstructionOption = Annotated[
+    str | None, typer.Option(help="What a causal reranker is told to look for.", show_default="the bundle's")
+]
 QueryOption = Annotated[str | None, typer.Option("--query", "-q", help="The query.", show_default=False)]
+ChunkOption = Annotated[
+    Pooling | None,
+    typer.Option(
+        help="Split passages that are too long; the best window's score is the passage's.", show_default="cut them"
+    ),
+]
+OverlapOption = Annotated[
+    float | None,
+    typer.Option(help="Share of a window that the next one repeats, with --chunk.", show_default=str(DEFAULT_OVERLAP)),
+]
+
+WindowOption = Annotated[
+    int | None, typer.Option(help="Longest window in tokens, with --chunk.", show_default="what the model reads")
+]
 
 
 class RankFormat(StrEnum):
@@ -58,17 +78,38 @@ def score(
     pairs: Annotated[
         Path | None, typer.Option(help='JSON lines of {"query", "passage"}; - is standard input.', show_default=False)
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the scores of --pairs to this file, as bulk does.", show_default=False)
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="With --output: score with actors on Ray, as bulk --ray does.")] = False,
     activation: Annotated[
         Activation | None, typer.Option(help="Apply this to the logits.", show_default="none: raw relevance")
     ] = None,
+    chunk: ChunkOption = None,
+    overlap: OverlapOption = None,
+    window: WindowOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
     deployment: DeploymentOption = None,
+    instruction: InstructionOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Score pairs: raw relevance, in the order given."""
+    if ray or output is not None:
+        if pairs is None or output is None or query is not None or passage:
+            raise InputError("bulk scoring reads a file and writes one", allowed="--pairs FILE --output FILE [--ray]")
+        if chunk is not None:
+            raise InputError("bulk scoring splits no passages", got=f"--chunk {chunk}", allowed="--pairs without --output")
+        from crossforge.runtime.distributed.cli import run_bulk
+        from crossforge.runtime.distributed.settings import BulkSettings, RaySettings
+
+        settings = BulkSettings(
+            provider=provider, precision=precision, deployment=read_deployment(deployment), activation=activation
+        )
+        run_bulk(bundle, pairs, output, settings=settings, on_ray=RaySettings() if ray else None, as_json=as_json)
+        return
     from crossforge.runtime.records import read_pairs
     from crossforge.runtime.reranker import Reranker
 
@@ -78,10 +119,15 @@ def score(
         raise InputError("--passage needs --query", got="--pairs", allowed="one of the two ways")
     texts = read_pairs(pairs) if pairs is not None else [(query or "", text) for text in passage or ()]
     with Reranker.load(
-        bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
+        bundle,
+        provider=provider,
+        precision=precision,
+        strict=strict,
+        deployment=read_deployment(deployment),
+        instruction=instruction,
     ) as reranker:
-        _say_what_runs(reranker)
-        scored = reranker.score_pairs(texts)
+        say_what_runs(reranker)
+        scored = reranker.score_pairs(texts, chunk=_chunking(chunk, overlap, window))
         scores = reranker.relevance(scored.logits, activation=activation)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     if as_json:
@@ -90,7 +136,8 @@ def score(
             "unknown_tokens": scored.unknown_tokens.tolist(),
             "mostly_unknown": scored.mostly_unknown.tolist(),
         }
-        print_json({"scores": scores.tolist(), **cut, **unknown, **used})
+        windows = {} if scored.windows is None else {"windows": scored.windows}
+        print_json({"scores": scores.tolist(), **cut, **unknown, **windows, **used})
         return
     _say_what_was_cut(int(scored.truncated.sum()), len(texts))
     _say_what_is_unknown(int((scored.unknown_tokens > 0).sum()), len(texts))
@@ -112,10 +159,14 @@ def rank(
     top_k: Annotated[int | None, typer.Option(help="Only the best.", show_default="all")] = None,
     output: Annotated[RankFormat, typer.Option("--format", help="How to print.")] = RankFormat.TABLE,
     qid: Annotated[str, typer.Option(help="The query's id in TREC output.")] = "q1",
+    chunk: ChunkOption = None,
+    overlap: OverlapOption = None,
+    window: WindowOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
     deployment: DeploymentOption = None,
+    instruction: InstructionOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -125,10 +176,15 @@ def rank(
 
     items = read_passages(passages)
     with Reranker.load(
-        bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
+        bundle,
+        provider=provider,
+        precision=precision,
+        strict=strict,
+        deployment=read_deployment(deployment),
+        instruction=instruction,
     ) as reranker:
-        _say_what_runs(reranker)
-        ranked = reranker.rank(query, [item.text for item in items], top_k=top_k)
+        say_what_runs(reranker)
+        ranked = reranker.rank(query, [item.text for item in items], top_k=top_k, chunk=_chunking(chunk, overlap, window))
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     rows = [
         {
@@ -137,6 +193,7 @@ def rank(
             "score": row.score,
             "text": row.text,
             "truncated": row.truncated,
+            **({} if chunk is None else {"window": None if row.window is None else vars(row.window)}),
         }
         for row in ranked
     ]
@@ -145,7 +202,7 @@ def rank(
         return
     _say_what_was_cut(sum(row.truncated for row in ranked), len(ranked))
     if output is RankFormat.TABLE:
-        print_ranking((row.score, items[row.corpus_id].id, row.text) for row in ranked)
+        print_ranking((row.score, items[row.corpus_id].id, _best_part(row.text, row.window)) for row in ranked)
         return
     for position, row in enumerate(rows, start=1):
         line = (
@@ -249,7 +306,7 @@ def native(
 @handles_errors
 def doctor(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
+        str | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
     ] = None,
     deployment: DeploymentOption = None,
     as_json: JsonOption = False,
@@ -307,12 +364,17 @@ def read_deployment(path: Path | None) -> DeploymentProfile | None:
 def _describe_pairs(manifest: Manifest) -> dict[str, str]:
     scoring, truncation = manifest.scoring, manifest.truncation
     return {
-        "pair": f"up to {truncation.max_length} tokens; the query keeps {truncation.query_max_length}, "
-        f"the passage gives way on the {truncation.side}",
+        "pair": truncation.describe(),
+        **({"prompt": _describe_prompt(manifest.prompt)} if manifest.prompt else {}),
         "labels": f"{', '.join(scoring.labels)}; ranks by "
         + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
         "activation": scoring.activation,
     }
+
+
+def _describe_prompt(prompt: Prompt) -> str:
+    text = _one_line(prompt.body)
+    return text if prompt.instruction is None else f"{text}; instruction: {_one_line(prompt.instruction)}"
 
 
 def _describe_texts(manifest: Manifest, embedding: Embedding) -> dict[str, str]:
@@ -332,6 +394,20 @@ def _describe_texts(manifest: Manifest, embedding: Embedding) -> dict[str, str]:
     }
 
 
+def _chunking(pooling: Pooling | None, overlap: float | None, window: int | None) -> Chunking | None:
+    if pooling is not None:
+        return Chunking(pooling=pooling, overlap=DEFAULT_OVERLAP if overlap is None else overlap, window_tokens=window)
+    for name, value in {"--overlap": overlap, "--window": window}.items():
+        if value is not None:
+            raise InputError(f"{name} says how passages are split, and they are not", allowed=f"--chunk max {name} {value}")
+    return None
+
+
+def _best_part(text: str, window: Window | None) -> str:
+    """What of a passage has its score."""
+    return text if window is None else f"[{window.index + 1} of {window.count}] {text[window.start : window.end]}"
+
+
 def _engine_table(engines: Sequence[EngineRecord], manifest: Manifest) -> Table:
     table = Table("engine", "target", "variant", "MB", "built by", "batch x tokens", "state", box=None)
     for engine in engines:
@@ -348,7 +424,8 @@ def _engine_table(engines: Sequence[EngineRecord], manifest: Manifest) -> Table:
     return table
 
 
-def _say_what_runs(reranker: Reranker) -> None:
+def say_what_runs(reranker: Reranker) -> None:
+    """Tell on stderr which variant runs where, and why."""
     if reranker.provider_plan and reranker.precision_choice:
         why = "; ".join(reranker.precision_choice.reasons)
         variant = f"{reranker.precision}" + (f" ({why})" if why else "")

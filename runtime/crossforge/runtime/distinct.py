@@ -45,6 +45,7 @@ def find_distinct(asked: EncodedPairs) -> DistinctPairs:
             query_truncated=asked.query_truncated[first],
             unknown_tokens=asked.unknown_tokens[first],
             mostly_unknown=asked.mostly_unknown[first],
+            windows=None,
         ),
         position=position,
     )

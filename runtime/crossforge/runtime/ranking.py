@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import InputError
 from crossforge.runtime.activation import Floats
+from crossforge.runtime.windows import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +23,28 @@ class RankedPassage:
     text: str
     truncated: bool
     """Whether the model did not see all of the query or the passage."""
+    window: Window | None = None
+    """The part of the passage that has this score, if the passage was split."""
 
 
 def rank_passages(
-    passages: Sequence[str], scores: Floats, truncated: NDArray[np.bool_], *, top_k: int | None = None
+    passages: Sequence[str],
+    scores: Floats,
+    truncated: NDArray[np.bool_],
+    *,
+    windows: Sequence[Window | None] | None = None,
+    top_k: int | None = None,
 ) -> list[RankedPassage]:
     """Passages by their scores, float32 [n], best first; ties go to the passage that came first."""
     best_first = np.argsort(-scores, kind="stable")[:top_k]
     return [
-        RankedPassage(corpus_id=int(i), score=float(scores[i]), text=passages[i], truncated=bool(truncated[i]))
+        RankedPassage(
+            corpus_id=int(i),
+            score=float(scores[i]),
+            text=passages[i],
+            truncated=bool(truncated[i]),
+            window=None if windows is None else windows[i],
+        )
         for i in best_first
     ]
 

@@ -18,11 +18,12 @@ from crossforge.profiles import (
     OptimizationProfile,
     Precision,
 )
-from crossforge.runtime.activation import Floats, activate, relevance
+from crossforge.runtime.activation import Floats, activate, parse_activation, relevance
 from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.golden import check_golden_pairs
+from crossforge.runtime.hub import HubOptions
 from crossforge.runtime.opening import open_parts
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
@@ -32,6 +33,7 @@ from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits
 from crossforge.runtime.sessions import Session
 from crossforge.runtime.timing import StageTimer, untimed
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
+from crossforge.runtime.windows import Chunking
 
 
 class Reranker:
@@ -88,10 +90,12 @@ class Reranker:
         cls,
         bundle: str | Path | Bundle,
         *,
+        revision: str | None = None,
         provider: str = AUTO,
         precision: str = AUTO,
         strict: bool = False,
         deployment: DeploymentProfile | None = None,
+        instruction: str | None = None,
         check_files: bool = True,
         check_golden: bool = False,
         allow_host_code: bool = False,
@@ -100,11 +104,14 @@ class Reranker:
         """Load a bundle.
 
         Args:
-            bundle: The bundle's folder.
+            bundle: The bundle's folder. Where no such path exists, ``owner/name`` or ``owner/name@revision`` on the hub;
+                what the variant needs comes into the hub's cache.
+            revision: The hub's branch, tag or commit.
             provider: ``auto``, ``tensorrt``, ``cuda``, ``native``, ``cpu`` or ``openvino``.
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
             strict: Raise where another provider than the chosen one would run.
             deployment: How to run it. ``provider`` and ``precision``, where given, win over it.
+            instruction: What a causal reranker is told to look for; None takes the bundle's own.
             check_files: Compare the sha256 of every file that is read with the manifest's.
             check_golden: Score the manifest's golden pairs, and raise if they come out differently.
             allow_host_code: Load TensorRT engines that embed code for the host, as version-compatible ones do. Such an
@@ -113,14 +120,16 @@ class Reranker:
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
-            InputError: An unknown provider or precision; or the bundle holds a bi-encoder.
+            InputError: An unknown provider or precision; an instruction that the model cannot take; or a bi-encoder.
             MachineError: This machine cannot run it, or, with ``strict``, not as asked.
             EngineError: The model does not load, or fails its golden pairs.
+            HubError: The hub refuses, or does not answer.
 
         Warns:
+            StaleRevisionWarning: The hub does not answer, and what its cache has is loaded.
             ProviderFallbackWarning: Another provider runs than the one that was named.
         """
-        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        bundle = Bundle.open(bundle, HubOptions(revision=revision))
         bundle.refuse_bi_encoder()
         deployment = deployment or DeploymentProfile()
         parts = open_parts(
@@ -129,6 +138,7 @@ class Reranker:
             precision=precision,
             strict=strict,
             deployment=deployment,
+            instruction=instruction,
             check_files=check_files,
             allow_host_code=allow_host_code,
         )
@@ -153,7 +163,14 @@ class Reranker:
                 raise
         return reranker
 
-    def score(self, query: str, passages: Sequence[str], *, activation: Activation | str | None = None) -> Floats:
+    def score(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        activation: Activation | str | None = None,
+        chunk: Chunking | str | None = None,
+    ) -> Floats:
         """Score passages against one query.
 
         Args:
@@ -161,6 +178,8 @@ class Reranker:
             passages: Any number of texts.
             activation: Applied to the logits. None gives the raw relevance: the logit of a model with one label, the
                 log-probability of the ranking label of a model with several.
+            chunk: ``"max"`` or a :class:`~crossforge.runtime.windows.Chunking`: a passage that does not fit beside the
+                query is split into overlapping windows, and the best one's score is its own. None cuts it.
 
         Returns:
             float32 [n], in the passages' order.
@@ -173,7 +192,7 @@ class Reranker:
             TruncationWarning: Text was cut; :meth:`score_pairs` says which.
             UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
-        scored = self.score_encoded(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages, chunk))
         warn_of_losses(scored)
         return self.relevance(scored.logits, activation=activation)
 
@@ -197,19 +216,22 @@ class Reranker:
         """
         scored = self.score_pairs(pairs)
         warn_of_losses(scored)
-        scores = activate(scored.logits, self._activation(activation))
+        scores = activate(scored.logits, parse_activation(activation, self.manifest.scoring.activation))
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def rank(self, query: str, passages: Sequence[str], top_k: int | None = None) -> list[RankedPassage]:
+    def rank(
+        self, query: str, passages: Sequence[str], top_k: int | None = None, *, chunk: Chunking | str | None = None
+    ) -> list[RankedPassage]:
         """Rank passages against one query, by raw relevance; ties go to the passage that came first.
 
         Args:
             query: A text that is not blank.
             passages: Any number of texts.
             top_k: Return only the best; None returns all.
+            chunk: As for :meth:`score`.
 
         Returns:
-            Best first, with the score that :meth:`score` gives.
+            Best first, with the score that :meth:`score` gives, and the window that won where a passage was split.
 
         Raises:
             InputError: As :meth:`score`; or ``top_k`` is below 1.
@@ -218,21 +240,33 @@ class Reranker:
             UnknownTokensWarning: As :meth:`score`. What was cut is in the result.
         """
         check_top_k(top_k)
-        scored = self.score_encoded(self._encode(query, passages))
+        scored = self.score_encoded(self._encode(query, passages, chunk))
         warn_of_losses(scored, truncation=False)
         with self._timed("postprocess"):
-            return rank_passages(passages, self.relevance(scored.logits), scored.truncated, top_k=top_k)
+            scores = self.relevance(scored.logits)
+            return rank_passages(passages, scores, scored.truncated, windows=scored.windows, top_k=top_k)
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
-        """Score pairs and tell everything: all logits, what was cut, the batches. ``on_batch`` hears each batch's pairs."""
+    def score_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        chunk: Chunking | str | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> ScoredPairs:
+        """Score pairs and tell everything: all logits, what was cut, the batches.
+
+        ``chunk`` is as for :meth:`score`: the logits of a pair are those of the window that ranks best. ``on_batch`` hears
+        each batch's pairs, windows counted singly.
+        """
         with self._timed("tokenize"):
-            encoded = self.tokenizer.encode_pairs(pairs)
+            encoded = self.tokenizer.encode_pairs(pairs, chunk=chunk)
         return self.score_encoded(encoded, on_batch=on_batch)
 
     def score_encoded(self, pairs: EncodedPairs, *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
         """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
         if self._closed:
             raise ClosedError("the reranker is closed")
+        ranking_label = None if pairs.windows is None else self.ranking_label
         with self._timed("plan"):
             distinct = find_distinct(pairs)
         logits, plans = self.compute_logits(
@@ -241,19 +275,12 @@ class Reranker:
         with self._timed("postprocess"):
             logits = logits[distinct.position]
             check_finite(logits, self.precision)
-            return ScoredPairs(
-                logits=logits,
-                truncated=pairs.truncated,
-                query_truncated=pairs.query_truncated,
-                unknown_tokens=pairs.unknown_tokens,
-                mostly_unknown=pairs.mostly_unknown,
-                token_counts=pairs.lengths,
-                batches=len(plans),
-                padding_waste=padding_waste(plans, distinct.pairs.lengths),
-            )
+            waste = padding_waste(plans, distinct.pairs.lengths)
+            return ScoredPairs.of(pairs, logits, batches=len(plans), padding_waste=waste, ranking_label=ranking_label)
 
-    def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
-        """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
+    @property
+    def ranking_label(self) -> int:
+        """The label whose score ranks.
 
         Raises:
             InputError: No label of the model ranks.
@@ -265,7 +292,18 @@ class Reranker:
                 got=", ".join(self.manifest.scoring.labels),
                 fix="Use predict(), or export it again with --ranking-label.",
             )
-        return relevance(logits, label) if activation is None else activate(logits, self._activation(activation))[:, label]
+        return label
+
+    def relevance(self, logits: Floats, *, activation: Activation | str | None = None) -> Floats:
+        """The ranking score of logits, float32 [n, labels] -> float32 [n]; see :meth:`score`.
+
+        Raises:
+            InputError: No label of the model ranks.
+        """
+        label = self.ranking_label
+        if activation is None:
+            return relevance(logits, label)
+        return activate(logits, parse_activation(activation, self.manifest.scoring.activation))[:, label]
 
     def compute_logits(
         self,
@@ -334,14 +372,6 @@ class Reranker:
     ) -> None:
         self.close()
 
-    def _encode(self, query: str, passages: Sequence[str]) -> EncodedPairs:
+    def _encode(self, query: str, passages: Sequence[str], chunk: Chunking | str | None) -> EncodedPairs:
         with self._timed("tokenize"):
-            return self.tokenizer.encode(query, passages)
-
-    def _activation(self, activation: Activation | str | None) -> Activation:
-        if activation is None:
-            return self.manifest.scoring.activation
-        try:
-            return Activation(activation)
-        except ValueError:
-            raise InputError("unknown activation", got=repr(activation), allowed=", ".join(Activation)) from None
+            return self.tokenizer.encode(query, passages, chunk=chunk)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossforge.profiles import NonFiniteLogitsError, Precision, TruncationWarning, UnknownTokensWarning
-from crossforge.runtime.activation import Floats
+from crossforge.runtime.activation import Floats, relevance
 from crossforge.runtime.timing import RequestTimes
+from crossforge.runtime.tokenization import EncodedPairs
+from crossforge.runtime.windows import PassageWindows, Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +30,61 @@ class ScoredPairs:
     mostly_unknown: NDArray[np.bool_]
     """Pairs of which a text is mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
     token_counts: NDArray[np.int32]
-    """Tokens of each pair, special tokens included: int32 [n]."""
+    """Tokens of each pair, special tokens included, of all its windows together: int32 [n]."""
     batches: int
     """It took so many for the pairs that differ; equal pairs are computed once."""
     padding_waste: float
     """Share of the computed tokens that were padding, 0.0 to 1.0."""
     times: RequestTimes | None = None
     """Where the time went, if a micro-batcher scored them."""
+    windows: tuple[Window | None, ...] | None = None
+    """The window that gave each pair's logits, None where its passage fits: [n]. None if passages were not to be split."""
+
+    @classmethod
+    def of(
+        cls,
+        asked: EncodedPairs,
+        logits: Floats,
+        *,
+        batches: int,
+        padding_waste: float,
+        ranking_label: int | None,
+        times: RequestTimes | None = None,
+    ) -> ScoredPairs:
+        """What was computed of the pairs that were asked for, float32 [n, labels]; ``ranking_label`` chooses windows."""
+        scored = cls(
+            logits=logits,
+            truncated=asked.truncated,
+            query_truncated=asked.query_truncated,
+            unknown_tokens=asked.unknown_tokens,
+            mostly_unknown=asked.mostly_unknown,
+            token_counts=asked.lengths,
+            batches=batches,
+            padding_waste=padding_waste,
+            times=times,
+        )
+        if asked.windows is None or ranking_label is None:
+            return scored
+        return scored.choose_windows(asked.windows, ranking_label)
+
+    def choose_windows(self, windows: PassageWindows, ranking_label: int) -> ScoredPairs:
+        """Make of one row a window one row a pair: that of the window which ranks best.
+
+        Args:
+            windows: Which rows belong together.
+            ranking_label: The label that ranks.
+        """
+        best = windows.find_best(relevance(self.logits, ranking_label))
+        return replace(
+            self,
+            logits=self.logits[best],
+            truncated=self.truncated[best],
+            query_truncated=self.query_truncated[best],
+            unknown_tokens=self.unknown_tokens[best],
+            mostly_unknown=self.mostly_unknown[best],
+            token_counts=np.add.reduceat(self.token_counts, windows.first_row) if len(best) else self.token_counts,
+            windows=windows.describe(best),
+        )
 
 
 def check_finite(logits: Floats, precision: Precision) -> None:

@@ -133,7 +133,8 @@ def with_max_length(manifest: Manifest, max_length: int | None) -> Manifest:
             allowed=f"{special + 2} to {made_for.max_length}",
             fix="For longer pairs, export it again with --max-length.",
         )
-    query = min(made_for.query_max_length, max(1, (max_length - special - 1) // 2))
+    half = max(1, (max_length - special - 1) // 2)
+    query = None if made_for.query_max_length is None else min(made_for.query_max_length, half)
     return replace(manifest, truncation=Truncation(max_length=max_length, query_max_length=query, side=made_for.side))
 
 

@@ -19,6 +19,7 @@ from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.scored import ScoredPairs, warn_of_losses
 from crossforge.runtime.tokenization import EncodedPairs
+from crossforge.runtime.windows import Chunking
 
 
 class MicroBatcher:
@@ -55,13 +56,21 @@ class MicroBatcher:
             round_tokens=self.config.round_tokens or BATCHES_AHEAD * self.workers * reranker.budget_tokens,
         )
 
-    def submit(self, query: str, passages: Sequence[str], *, deadline_s: float | None = None) -> Future[ScoredPairs]:
+    def submit(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        deadline_s: float | None = None,
+        chunk: Chunking | str | None = None,
+    ) -> Future[ScoredPairs]:
         """Queue the passages of one query. Tokenizes on the calling thread, and does not wait for the scores.
 
         Args:
             query: A text that is not blank.
             passages: Any number of texts.
             deadline_s: Seconds from now. What is not computed by then is dropped; a batch that runs is not stopped.
+            chunk: As for :meth:`Reranker.score`. Windows are queued like passages.
 
         Returns:
             The logits and all about them, later; ``Reranker.relevance`` makes scores of them. ``cancel()`` drops what is
@@ -74,18 +83,31 @@ class MicroBatcher:
             EngineError: The micro-batcher is closed.
         """
         tokenizer = self.reranker.tokenizer
-        return self._submit(passages, lambda: tokenizer.encode(query, passages), deadline_s)
+        return self._submit(passages, lambda: tokenizer.encode(query, passages, chunk=chunk), deadline_s)
 
-    def submit_pairs(self, pairs: Sequence[tuple[str, str]], *, deadline_s: float | None = None) -> Future[ScoredPairs]:
+    def submit_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        deadline_s: float | None = None,
+        chunk: Chunking | str | None = None,
+    ) -> Future[ScoredPairs]:
         """Queue (query, passage) pairs of any queries as one request; see :meth:`submit`."""
         tokenizer = self.reranker.tokenizer
-        return self._submit(pairs, lambda: tokenizer.encode_pairs(pairs), deadline_s)
+        return self._submit(pairs, lambda: tokenizer.encode_pairs(pairs, chunk=chunk), deadline_s)
 
-    def schedule(self, query: str, passages: Sequence[str], *, deadline_s: float | None = None) -> Future[ScoredPairs]:
+    def schedule(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        deadline_s: float | None = None,
+        chunk: Chunking | str | None = None,
+    ) -> Future[ScoredPairs]:
         """As :meth:`submit`, but tokenizes on a thread of its own and returns at once; all errors come in the future."""
         tokenizer = self.reranker.tokenizer
         return self.schedule_encoding(
-            lambda: tokenizer.encode(query, passages), count=_count(passages), deadline_s=deadline_s
+            lambda: tokenizer.encode(query, passages, chunk=chunk), count=_count(passages), deadline_s=deadline_s
         )
 
     def schedule_encoding(
@@ -134,6 +156,7 @@ class MicroBatcher:
         *,
         deadline_s: float | None = None,
         activation: Activation | str | None = None,
+        chunk: Chunking | str | None = None,
     ) -> Floats:
         """Score passages as :meth:`Reranker.score` does; raises as :meth:`submit` and its future do.
 
@@ -143,18 +166,25 @@ class MicroBatcher:
             TruncationWarning: Text was cut; the result of :meth:`submit` says which.
             UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
-        scored = await asyncio.wrap_future(self.schedule(query, passages, deadline_s=deadline_s))
+        scored = await asyncio.wrap_future(self.schedule(query, passages, deadline_s=deadline_s, chunk=chunk))
         warn_of_losses(scored)
         return self.reranker.relevance(scored.logits, activation=activation)
 
     async def rank(
-        self, query: str, passages: Sequence[str], top_k: int | None = None, *, deadline_s: float | None = None
+        self,
+        query: str,
+        passages: Sequence[str],
+        top_k: int | None = None,
+        *,
+        deadline_s: float | None = None,
+        chunk: Chunking | str | None = None,
     ) -> list[RankedPassage]:
         """Rank passages as :meth:`Reranker.rank` does; raises as :meth:`submit` and its future do."""
         check_top_k(top_k)
-        scored = await asyncio.wrap_future(self.schedule(query, passages, deadline_s=deadline_s))
+        scored = await asyncio.wrap_future(self.schedule(query, passages, deadline_s=deadline_s, chunk=chunk))
         warn_of_losses(scored, truncation=False)
-        return rank_passages(passages, self.reranker.relevance(scored.logits), scored.truncated, top_k=top_k)
+        scores = self.reranker.relevance(scored.logits)
+        return rank_passages(passages, scores, scored.truncated, windows=scored.windows, top_k=top_k)
 
     def estimate_wait_s(self) -> float | None:
         """Seconds in which all pending work will be done, at the speed of late; None before the first batch."""
@@ -222,6 +252,7 @@ class MicroBatcher:
             request = Request(
                 asked=pairs,
                 labels=labels,
+                ranking_label=None if pairs.windows is None else self.reranker.ranking_label,
                 future=future,
                 expires_at=expires_at,
                 submitted_at=submitted_at,

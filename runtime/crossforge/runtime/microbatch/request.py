@@ -29,6 +29,8 @@ class Request:
     future: Future[ScoredPairs]
     expires_at: float | None
     """On the batcher's clock, in seconds, as all times here."""
+    ranking_label: int | None = None
+    """The label that chooses among the windows of a passage, where there are any."""
     submitted_at: float = 0.0
     encoding_at: float = 0.0
     encoded_at: float = 0.0
@@ -75,16 +77,12 @@ class Request:
 
     def result(self, now: float) -> ScoredPairs:
         """The answer, once no pair is pending."""
-        asked = self.asked
-        return ScoredPairs(
-            logits=self.logits[self._position],
-            truncated=asked.truncated,
-            query_truncated=asked.query_truncated,
-            unknown_tokens=asked.unknown_tokens,
-            mostly_unknown=asked.mostly_unknown,
-            token_counts=asked.lengths,
+        return ScoredPairs.of(
+            self.asked,
+            self.logits[self._position],
             batches=self.batches,
             padding_waste=1.0 - float(self.pairs.lengths.sum()) / self.padded_tokens if self.padded_tokens else 0.0,
+            ranking_label=self.ranking_label,
             times=self.times(now),
         )
 

@@ -63,7 +63,8 @@ def plan_workload(options: ProfileOptions, tokenizer: PairTokenizer) -> tuple[li
 
 def cells_of_grid(options: ProfileOptions, tokenizer: PairTokenizer) -> tuple[list[Cell], list[Skipped]]:
     """Candidates times lengths; see :func:`plan_workload`."""
-    limit, most_query = tokenizer.truncation.max_length, tokenizer.truncation.query_max_length
+    limit = tokenizer.truncation.max_length
+    most_query = tokenizer.truncation.query_room(tokenizer.template.special_token_count)
     if options.query_tokens > most_query:
         raise InputError("the query would be cut", got=f"{options.query_tokens} tokens", allowed=f"up to {most_query}")
     lengths, skipped = clip_lengths(

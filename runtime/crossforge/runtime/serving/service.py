@@ -211,10 +211,11 @@ def _uncut(pairs: EncodedPairs, served: ServedModel) -> EncodedPairs:
     if pairs.truncated.any():
         first = int(np.flatnonzero(pairs.truncated)[0])
         contract = served.reranker.tokenizer.truncation
+        share = "" if contract.is_symmetric else f", up to {contract.query_max_length} of them the query's"
         raise ProblemError(
             Kind.TOO_LONG,
             f"{int(pairs.truncated.sum())} of {len(pairs)} pairs are too long for the model, pair {first} first; allowed: "
-            f"{contract.max_length} tokens a pair, up to {contract.query_max_length} of them the query's. "
+            f"{contract.max_length} tokens a pair{share}. "
             "Send shorter texts, or ask for truncation.",
         )
     return pairs

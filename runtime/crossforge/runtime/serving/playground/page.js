@@ -142,7 +142,8 @@ function currentModel() {
 
 function showModel() {
   const model = currentModel();
-  const lengths = `reads ${model.max_length} tokens of a pair, up to ${model.query_max_length} of them the query’s`;
+  const share = model.query_max_length === null ? "" : `, up to ${model.query_max_length} of them the query’s`;
+  const lengths = `reads ${model.max_length} tokens of a pair${share}`;
   $("about").textContent = `${model.name} ${lengths}`;
   const names = model.variants.map((variant) => variant.name);
   fillPicker("variant", names, names[0]);
