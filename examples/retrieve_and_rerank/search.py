@@ -76,14 +76,15 @@ class TwoSteps:
 
 
 def open_store(folder: Path, embedder: Embedder, corpus: Sequence[Passage]) -> lancedb.table.Table:
-    """The table of this corpus and this model: filled the first time, opened every other time."""
+    """The table of this corpus and this model, in a database of its own: filled once, opened every other time."""
     key = hashlib.sha256(embedder.manifest.to_json().encode() + embedder.precision.encode())
     for passage in corpus:
         key.update(f"{passage.id}\0{passage.text}\0".encode())
-    database, name = lancedb.connect(folder), f"passages-{key.hexdigest()[:12]}"
-    if name in database.list_tables().tables:
-        out.print(f"{len(corpus)} passages are in {folder}")
-        return database.open_table(name)
+    place = folder / key.hexdigest()[:12]
+    database = lancedb.connect(place)
+    if "passages" in database.list_tables().tables:
+        out.print(f"{len(corpus)} passages are in {place}", soft_wrap=True)
+        return database.open_table("passages")
     start = perf_counter()
     vectors = embedder.encode_passages([passage.text for passage in corpus])
     embedded = perf_counter()
@@ -92,10 +93,11 @@ def open_store(folder: Path, embedder: Embedder, corpus: Sequence[Passage]) -> l
         "text": [passage.text for passage in corpus],
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
     }
-    table = database.create_table(name, pa.table(columns))
+    table = database.create_table("passages", pa.table(columns), exist_ok=True)  # by another process, with the same content
     out.print(
         f"{len(corpus)} passages embedded in {embedded - start:.1f} s "
-        f"and stored in {folder} in {perf_counter() - embedded:.2f} s"
+        f"and stored in {place} in {perf_counter() - embedded:.2f} s",
+        soft_wrap=True,
     )
     return table
 
@@ -204,7 +206,7 @@ def main() -> None:
     parser.add_argument("--depths", default="10,20,50,100", help="numbers of passages to rerank; the largest is retrieved")
     parser.add_argument("--embedder", type=Path, default=Path("embedder-bundle"))
     parser.add_argument("--reranker", type=Path, default=Path("demo-bundle"))
-    parser.add_argument("--store", type=Path, default=Path("build/passages"), help="the database's folder")
+    parser.add_argument("--store", type=Path, default=Path("build/passages"), help="the folder of databases")
     arguments = parser.parse_args()
     if arguments.corpus is None and arguments.run is None:
         arguments.corpus, arguments.run, arguments.qrels = (
