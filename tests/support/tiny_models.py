@@ -39,7 +39,7 @@ _ROBERTA_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 _OUTPUT_WEIGHTS = ("classifier.weight", "classifier.out_proj.weight")
 """The layer that the logits come from. Its weights have a deviation of 1, so that logits spread over several units."""
 
-_TEXTS = """
+TEXTS = """
 Berlin has a population of 3,520,031 registered inhabitants in an area of 891.82 square kilometers.
 New York City is famous for the Metropolitan Museum of Art.
 How many people live in the capital of Germany? The river Spree flows through the middle of the city.
@@ -218,7 +218,7 @@ def _train_unigram(special_tokens: list[str], unknown: str) -> Tokenizer:
 
 
 def _train(tokenizer: Tokenizer, trainer: Callable[..., Any], **options: Any) -> None:
-    tokenizer.train_from_iterator(_TEXTS, trainer(vocab_size=_PIECES, show_progress=False, **options))
+    tokenizer.train_from_iterator(TEXTS, trainer(vocab_size=_PIECES, show_progress=False, **options))
 
 
 def _join(tokenizer: Tokenizer, *, single: str, pair: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from crossforge.profiles import MANIFEST_NAME, FileRecord, InputError
 from crossforge.runtime.bundle import record_file
+from crossforge.runtime.hub import is_snapshot
 
 
 @contextmanager
@@ -59,8 +60,10 @@ def refuse_other_content(target: Path) -> None:
     """Make sure that writing a bundle to ``target`` would replace a bundle or nothing.
 
     Raises:
-        InputError: It would replace something else.
+        InputError: It would replace something else, or lies in the hub's cache.
     """
+    if is_snapshot(target):
+        raise InputError(f"{target} lies in the hub's cache, which other programs read", allowed="a folder of your own")
     replaceable = not target.exists() or (
         target.is_dir() and ((target / MANIFEST_NAME).is_file() or not any(target.iterdir()))
     )

@@ -80,6 +80,15 @@ def export(
     ranking_label: Annotated[
         int | None, typer.Option(help="The label that ranks.", show_default="the last of one or two")
     ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="The source is a causal reranker: qwen3, or a TOML file with its text.", show_default=False),
+    ] = None,
+    yes_token: Annotated[str | None, typer.Option(help="A causal reranker's yes.", show_default="yes")] = None,
+    no_token: Annotated[str | None, typer.Option(help="A causal reranker's no.", show_default="no")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="What a causal reranker is told to look for.", show_default="the template's")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="The hub's branch, tag or commit.", show_default=False)] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
@@ -92,6 +101,7 @@ def export(
 ) -> None:
     """Export a cross-encoder or a bi-encoder to ONNX, quantize it, and prove that its ranking survived."""
     require_extras("export", "evaluate", "cpu", purpose="Exporting")
+    from crossforge.export.causal import CausalOptions
     from crossforge.export.exporter import ExportOptions, export_bundle
     from crossforge.export.source import SourceOptions
 
@@ -104,6 +114,7 @@ def export(
             symmetric=symmetric,
             activation=activation,
             ranking_label=ranking_label,
+            causal=CausalOptions(template=template, yes_token=yes_token, no_token=no_token, instruction=instruction),
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
+from crossforge.export.onnx import save_onnx
 from crossforge.export.pairs import calibration_pairs, flatten
 from crossforge.profiles import InputError, PairTemplate
 from crossforge.runtime.batching import Batch, collate, plan_batches
@@ -144,4 +146,7 @@ def _open_with_outputs(model: ModelProto, names: Sequence[str]) -> ort.Inference
     copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    return ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory(prefix="crossforge-") as folder:  # a message of 2 GB cannot be handed over in memory
+        path = Path(folder) / "model.onnx"
+        save_onnx(copy, path)
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

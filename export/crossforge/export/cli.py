@@ -14,6 +14,7 @@ from rich.table import Table
 from crossforge.export.bundle_cli import app as bundle_app
 from crossforge.export.bundle_cli import variants_document
 from crossforge.export.evaluation_cli import app as evaluation_app
+from crossforge.export.hub.cli import app as hub_app
 from crossforge.export.requirements import require_extras
 from crossforge.export.tensorrt.cli import app as build_app
 from crossforge.runtime.cli import app as runtime_app
@@ -26,6 +27,7 @@ from crossforge.runtime.console import (
     print_json,
     print_ranking,
 )
+from crossforge.runtime.distributed.cli import app as bulk_app
 from crossforge.runtime.pairs.cli import app as pairs_app
 from crossforge.runtime.profiling.cli import app as profiling_app
 from crossforge.runtime.profiling.tuning_cli import app as tuning_app
@@ -95,7 +97,18 @@ def _version(
         raise typer.Exit
 
 
-for group in (bundle_app, build_app, evaluation_app, runtime_app, pairs_app, profiling_app, tuning_app, serving_app):
+for group in (
+    bundle_app,
+    hub_app,
+    build_app,
+    evaluation_app,
+    runtime_app,
+    pairs_app,
+    profiling_app,
+    tuning_app,
+    bulk_app,
+    serving_app,
+):
     app.add_typer(group)
 
 

@@ -11,6 +11,7 @@ from onnx import ModelProto
 from tokenizers import Tokenizer
 
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
+from crossforge.export.decoder import export_decoder
 from crossforge.export.onnx import export_onnx, export_transformer, opset_of
 from crossforge.export.options import VariantOptions
 from crossforge.export.pairs import flatten, verification_pairs
@@ -31,6 +32,7 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.bundle import TOKENIZER_NAME
 from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.prompts import PromptTokenizer, derive_prompt_template
 from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template, derive_text_template, load_tokenizer
 
 DEFAULT_PRECISIONS = (Precision.FP32, Precision.INT8)
@@ -139,6 +141,7 @@ class _Export:
             model_type=str(self._loaded.model.config.model_type),
             input_names=tuple(value.name for value in graph.graph.input),
             pair_template=template,
+            prompt=self._loaded.causal.prompt if self._loaded.causal else None,
             pad_token_id=self._pad_token_id(),
             truncation=self._loaded.truncation,
             scoring=self._loaded.scoring,
@@ -150,7 +153,9 @@ class _Export:
         )
 
     def _trace(self) -> ModelProto:
-        bi_encoder = self._loaded.bi_encoder
+        bi_encoder, causal = self._loaded.bi_encoder, self._loaded.causal
+        if causal is not None:
+            return export_decoder(self._loaded.model, causal)
         if bi_encoder is None:
             return export_onnx(self._loaded.model)
         return append_pooling(export_transformer(self._loaded.model), bi_encoder.embedding, bi_encoder.dense)
@@ -168,6 +173,10 @@ class _Export:
         config["model_max_length"] = self._loaded.truncation.max_length
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         ours: Tokenizer = load_tokenizer(self._folder / TOKENIZER_NAME)
+        if self._loaded.causal is not None:
+            prompt = self._loaded.causal.prompt
+            template = derive_prompt_template(ours, prompt)
+            return PromptTokenizer(ours, prompt, template, self._loaded.truncation), template
         template = (derive_pair_template if self._loaded.bi_encoder is None else derive_text_template)(ours)
         return PairTokenizer(ours, template, self._loaded.truncation), template
 

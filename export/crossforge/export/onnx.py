@@ -40,7 +40,7 @@ def export_onnx(model: PreTrainedModel) -> ModelProto:
         SourceError: optimum does not know the architecture, or the result is not a reranker.
     """
     exported = _trace(model, _TASK)
-    _check_outputs(exported, ranks=2, what="a reranker", allowed="logits [batch, labels]")
+    check_outputs(exported, ranks=2, what="a reranker", allowed="logits [batch, labels]")
     return exported
 
 
@@ -51,7 +51,7 @@ def export_transformer(model: PreTrainedModel) -> ModelProto:
         The like, with the output ``last_hidden_state`` float32 [batch, sequence, hidden].
     """
     exported = _trace(model, _HEADLESS_TASK)
-    _check_outputs(exported, ranks=3, what="a transformer", allowed="last_hidden_state [batch, sequence, hidden]")
+    check_outputs(exported, ranks=3, what="a transformer", allowed="last_hidden_state [batch, sequence, hidden]")
     known = {"input_ids", "attention_mask", "token_type_ids"}
     inputs = {value.name for value in exported.graph.input}
     if inputs - known:
@@ -70,13 +70,13 @@ def _trace(model: PreTrainedModel, task: str) -> ModelProto:
         raise MissingPackageError("optimum-onnx", extra="export", purpose="Exporting") from error
     with tempfile.TemporaryDirectory(prefix="crossforge-") as folder:
         try:
-            with _quiet():
+            with quiet():
                 onnx_export_from_model(model, folder, task=task, opset=OPSET, do_validation=False)
         except Exception as error:
             kind = type(model).__name__
             raise SourceError(f"optimum cannot export a {kind} ({type(error).__name__}: {error})") from error
         exported: ModelProto = onnx.load(str(Path(folder) / "model.onnx"))
-    _drop_aliases(exported)
+    drop_aliases(exported)
     return exported
 
 
@@ -110,13 +110,18 @@ def opset_of(model: ModelProto) -> int:
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def _check_outputs(model: ModelProto, *, ranks: int, what: str, allowed: str) -> None:
+def check_outputs(model: ModelProto, *, ranks: int, what: str, allowed: str) -> None:
+    """Make sure that a graph answers with one tensor of so many axes.
+
+    Raises:
+        SourceError: It does not.
+    """
     outputs = {output.name: len(output.type.tensor_type.shape.dim) for output in model.graph.output}
     if list(outputs.values()) != [ranks]:
         raise SourceError(f"the exported graph is not {what}", got=f"outputs {', '.join(outputs)}", allowed=allowed)
 
 
-def _drop_aliases(model: ModelProto) -> None:
+def drop_aliases(model: ModelProto) -> None:
     """Let every reader of a constant read it by its own name.
 
     torch stores equal tensors once and writes ``Identity`` nodes for the others, behind which no pass would find a weight.
@@ -139,7 +144,7 @@ def _drop_aliases(model: ModelProto) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the tracer's remarks off the terminal: parity with PyTorch, measured next, is what proves the trace."""
     loggers = [logging.getLogger(name) for name in ("optimum", "optimum.exporters.onnx", "torch.onnx")]
     before = [logger.level for logger in loggers]

@@ -14,9 +14,9 @@ from crossforge.export.options import VariantOptions
 from crossforge.export.reports import read_reports, write_reports
 from crossforge.export.variants import VariantMaker
 from crossforge.profiles import MANIFEST_NAME, InputError, Manifest, Precision
-from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.bundle import Bundle, refuse_hub
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.tokenization import PairTokenizer
+from crossforge.runtime.prompts import open_tokenizer
 
 
 def quantize_bundle(
@@ -33,7 +33,7 @@ def quantize_bundle(
     source and the reference. Nothing changes unless every variant is made and accepted.
 
     Args:
-        bundle: The bundle's folder.
+        bundle: The bundle's folder; with a ``target`` also a bundle on the hub.
         precisions: The variants to make.
         options: How they are made and judged.
         target: Where the result goes; None replaces ``bundle``.
@@ -48,7 +48,9 @@ def quantize_bundle(
         GateError: A variant ranks differently from the float32 graph.
     """
     options, progress = options or VariantOptions(), progress or Silent()
-    opened = Bundle.open(bundle)
+    if target is None:
+        refuse_hub(bundle, "quantize without --output")
+    opened = Bundle.open_whole(bundle)
     manifest = opened.manifest
     fp32 = manifest.variants.get(Precision.FP32)
     wanted = tuple(precision for precision in Precision if precision in precisions)
@@ -68,7 +70,7 @@ def quantize_bundle(
         shutil.copytree(opened.path, folder, dirs_exist_ok=True)
         maker = VariantMaker(
             folder,
-            PairTokenizer.from_file(folder / TOKENIZER_NAME, manifest.pair_template, manifest.truncation),
+            open_tokenizer(folder, manifest),
             manifest.scoring,
             pad_token_id=manifest.pad_token_id,
             options=options,

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Encoding
 
 from crossforge.export.bi_encoder import BiEncoder
+from crossforge.export.causal import CausalSource
 from crossforge.export.source import LoadedSource
 from crossforge.profiles import Pooling, Similarity
 from crossforge.runtime.activation import Floats
@@ -22,6 +23,8 @@ def reference_logits(source: LoadedSource, pairs: Sequence[tuple[str, str]]) -> 
     Returns:
         float32 [pairs, labels]; of a bi-encoder the similarity of the pair's embeddings, float32 [pairs, 1].
     """
+    if source.causal is not None:
+        return _causal_logits(source, source.causal, pairs)
     if source.bi_encoder is not None:
         return _similarities(source, source.bi_encoder, pairs)
     tokenizer = source.tokenizer
@@ -139,3 +142,42 @@ def _pool(hidden: torch.Tensor, mask: torch.Tensor, mode: Pooling) -> torch.Tens
         case Pooling.WEIGHTED_MEAN:
             places = [torch.arange(1, len(row) + 1, dtype=row.dtype)[:, None] for row in rows]
             return torch.stack([(row * place).sum(dim=0) / place.sum() for row, place in zip(rows, places, strict=True)])
+
+
+def _causal_logits(source: LoadedSource, causal: CausalSource, pairs: Sequence[tuple[str, str]]) -> Floats:
+    """Log-odds of yes by Qwen3-Reranker's model card: prefix, body and suffix apart, padding on the left, the whole head.
+
+    Only the query's limit is crossforge's own, and is applied to its text.
+    """
+    tokenizer = source.tokenizer
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    prompt, truncation = causal.prompt, source.truncation
+    prefix, suffix = (backend.encode(text, add_special_tokens=False).ids for text in (prompt.prefix, prompt.suffix))
+    room = truncation.max_length - len(prefix) - len(suffix)
+    rows = []
+    for query, passage in pairs:
+        encoding = backend.encode(query, add_special_tokens=False)
+        if truncation.query_max_length is not None and len(encoding) > truncation.query_max_length:
+            query = query[: encoding.offsets[truncation.query_max_length - 1][1]]
+        body = prompt.before_query() + query + prompt.before_passage() + passage
+        rows.append([*prefix, *backend.encode(body, add_special_tokens=False).ids[:room], *suffix])
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    logits = np.empty((len(rows), 1), dtype=np.float32)
+    pad = tokenizer.pad_token_id or 0
+    with torch.inference_mode():
+        for start in range(0, len(order), _BATCH):
+            chosen = order[start : start + _BATCH]
+            longest = max(len(rows[i]) for i in chosen)
+            padding = [longest - len(rows[i]) for i in chosen]
+            answer = source.model(
+                input_ids=torch.tensor([[pad] * left + rows[i] for i, left in zip(chosen, padding, strict=True)]),
+                attention_mask=torch.tensor([[0] * left + [1] * (longest - left) for left in padding]),
+                logits_to_keep=1,
+            ).logits[:, -1]
+            score = answer[:, causal.true_token_id]
+            if causal.false_token_id is not None:
+                score = score - answer[:, causal.false_token_id]
+            logits[chosen, 0] = score.float().numpy()
+    return logits

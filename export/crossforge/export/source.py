@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossforge.export.bi_encoder import BiEncoder, DenseLayer, is_bi_encoder, read_bi_encoder
+from crossforge.export.causal import CausalOptions, CausalSource, check_decoder, read_causal, read_prompt_truncation
 from crossforge.export.demo import DEMO, DEMO_EMBEDDER, find_demo_base, materialize_demo_model
 from crossforge.profiles import (
     Activation,
@@ -23,6 +23,7 @@ from crossforge.profiles import (
     Truncation,
     TruncationSide,
 )
+from crossforge.runtime.hub import is_hub_id
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -37,6 +38,7 @@ _MODULES = "modules.json"
 SIMILARITY = Scoring(labels=("similarity",), activation=Activation.IDENTITY, ranking_label=0)
 """What the score of a pair is where texts are embedded."""
 _HEAD = "ForSequenceClassification"
+_CAUSAL_HEAD = "ForCausalLM"
 _ACTIVATIONS = {
     "Identity": Activation.IDENTITY,
     "Sigmoid": Activation.SIGMOID,
@@ -59,6 +61,8 @@ class SourceOptions:
     ranking_label: int | None = None
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint."""
+    causal: CausalOptions = field(default_factory=CausalOptions)
+    """How a language model scores a pair, where its folder does not say."""
     allow_pickle: bool = False
     """Read weights from pickle files, which can run code when they are read."""
 
@@ -83,6 +87,8 @@ class LoadedSource:
     truncation: Truncation
     bi_encoder: BiEncoder | None = None
     """What comes after the transformer, where the source embeds texts."""
+    causal: CausalSource | None = None
+    """Set where it is a language model that answers yes or no."""
 
 
 def load_source(source: str, options: SourceOptions | None = None) -> LoadedSource:
@@ -113,15 +119,16 @@ def load_source(source: str, options: SourceOptions | None = None) -> LoadedSour
 
     with _quiet_transformers():
         config = _load_config(source, location, options)
+        is_causal = False
         if bi_encoder is None:
-            _refuse_other_models(source, config)
+            is_causal = _is_causal(source, config, options)
         elif config.is_encoder_decoder:
             raise SourceError(
                 f"{source} embeds with an encoder and a decoder",
                 got=config.model_type,
                 allowed="a transformer of one of them",
             )
-        model = _load_model(source, location, options, with_head=bi_encoder is None)
+        model = _load_model(source, location, options, with_head=bi_encoder is None, is_causal=is_causal)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 location, revision=options.revision, trust_remote_code=options.trust_remote_code
@@ -150,12 +157,14 @@ def load_source(source: str, options: SourceOptions | None = None) -> LoadedSour
             truncation=_read_text_truncation(source, config, tokenizer, options, bi_encoder),
             bi_encoder=bi_encoder,
         )
+    causal = read_causal(source, location, tokenizer, options.causal) if is_causal else None
     return LoadedSource(
         model=model,
         tokenizer=tokenizer,
         source=origin,
-        scoring=_read_scoring(location, config, options),
-        truncation=_read_truncation(source, config, tokenizer, options),
+        scoring=_read_scoring(location, config, options, causal),
+        truncation=_read_truncation(source, config, tokenizer, options, causal),
+        causal=causal,
     )
 
 
@@ -183,7 +192,7 @@ def _locate(source: str, revision: str | None) -> str:
         return str(path)
     if path.exists():
         raise SourceError(f"{source} is a file", allowed=_ALLOWED_SOURCES)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith((".", "-")):
+    if not is_hub_id(source):
         raise SourceError(f"there is no folder {source}", allowed=_ALLOWED_SOURCES)
     _ask_hub(source, revision)
     return source
@@ -261,7 +270,7 @@ def _refuse_options_of_pairs(source: str, options: SourceOptions) -> None:
         "--activation": options.activation,
         "--ranking-label": options.ranking_label,
     }
-    if given := [name for name, value in named.items() if value is not None]:
+    if given := [*(name for name, value in named.items() if value is not None), *options.causal.given()]:
         raise InputError(
             f"{source} is a bi-encoder, which embeds each text by itself",
             got=", ".join(given),
@@ -269,19 +278,34 @@ def _refuse_options_of_pairs(source: str, options: SourceOptions) -> None:
         )
 
 
-def _refuse_other_models(source: str, config: PretrainedConfig) -> None:
+def _is_causal(source: str, config: PretrainedConfig, options: SourceOptions) -> bool:
+    """Whether a model is a causal reranker; what is neither that nor a cross-encoder is refused."""
     architectures = list(config.architectures or ())
+    if any(name.endswith(_CAUSAL_HEAD) for name in architectures):
+        check_decoder(source, config)
+        if options.symmetric:
+            raise SourceError(
+                f"{source} reads a query and a passage within a prompt", got="--symmetric", fix="Leave it out."
+            )
+        return True
+    if given := options.causal.given():
+        raise SourceError(
+            f"{source} is no language model: nothing stands around its pairs",
+            got=", ".join(given),
+            fix="Leave them out.",
+        )
     if not any(name.endswith(_HEAD) for name in architectures):
         raise SourceError(
             f"{source} has no classification head",
             got=", ".join(architectures) or "no architecture in its config",
             allowed=f"a cross-encoder (*{_HEAD}), or a bi-encoder's folder with its {_MODULES}",
         )
+    return False
 
 
-def _load_model(source: str, location: str, options: SourceOptions, *, with_head: bool) -> PreTrainedModel:
+def _load_model(source: str, location: str, options: SourceOptions, *, with_head: bool, is_causal: bool) -> PreTrainedModel:
     import torch
-    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     folder = Path(location)
     if folder.is_dir() and not options.allow_pickle and not list(folder.glob("*.safetensors")):
@@ -295,7 +319,9 @@ def _load_model(source: str, location: str, options: SourceOptions, *, with_head
             )
         raise SourceError(f"{source} holds no weights", allowed="*.safetensors")
     try:
-        model, info = (AutoModelForSequenceClassification if with_head else AutoModel).from_pretrained(
+        headed = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
+        loader: Any = headed if with_head else AutoModel
+        model, info = loader.from_pretrained(
             location,
             revision=options.revision,
             trust_remote_code=options.trust_remote_code,
@@ -320,9 +346,9 @@ def _load_model(source: str, location: str, options: SourceOptions, *, with_head
     return loaded
 
 
-def _read_scoring(location: str, config: PretrainedConfig, options: SourceOptions) -> Scoring:
-    count = int(config.num_labels)
-    names = config.id2label or {}
+def _read_scoring(location: str, config: PretrainedConfig, options: SourceOptions, causal: CausalSource | None) -> Scoring:
+    count = int(config.num_labels) if causal is None else 1
+    names = (config.id2label or {}) if causal is None else {0: causal.label}
     labels = tuple(str(names.get(i, f"LABEL_{i}")) for i in range(count))
     label = options.ranking_label
     if label is None and count <= 2:
@@ -355,11 +381,19 @@ def _read_activation(location: str, config: PretrainedConfig, labels: int) -> Ac
 
 
 def _read_truncation(
-    source: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, options: SourceOptions
+    source: str,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    options: SourceOptions,
+    causal: CausalSource | None,
 ) -> Truncation:
     limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < _LARGEST_PLAUSIBLE_LENGTH else []
     if (positions := _usable_positions(config)) is not None:
         limits.append(positions)
+    if causal is not None:
+        limit = min(limits, default=None)
+        lengths = {"max_length": options.max_length, "query_max_length": options.query_max_length}
+        return read_prompt_truncation(source, causal.prompt, tokenizer, limit, **lengths)
     if options.max_length is not None:
         limits = limits or [options.max_length]
     if not limits:

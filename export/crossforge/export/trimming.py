@@ -31,6 +31,7 @@ from crossforge.profiles import (
     InputError,
     Manifest,
     Precision,
+    Prompt,
     Trimming,
     Variant,
 )
@@ -38,9 +39,10 @@ from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.pair_scorer import load_pair_scorer
 from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.prompts import derive_template
 from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.sessions.native.encoder_file import read_encoder, write_encoder
-from crossforge.runtime.tokenization import derive_pair_template, derive_text_template, load_tokenizer
+from crossforge.runtime.tokenization import load_tokenizer
 
 _TOLERANCE = 1e-6
 """Largest difference of a logit between a variant and its trimmed self: the same arithmetic on the same numbers."""
@@ -78,7 +80,7 @@ def trim_bundle(
     """
     progress = progress or Silent()
     refuse_other_content(Path(target))
-    source = Bundle.open(bundle)
+    source = Bundle.open_whole(bundle)
     runs = list(runs)
     corpus = [*list_texts(texts), *_texts_of(record for run in runs for record in run)]
     if not any(text.strip() for text in corpus):
@@ -129,6 +131,8 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     """
     manifest = source.manifest
     texts = dict.fromkeys([*corpus, *_texts_of(builtin_pairs())])
+    if manifest.prompt is not None:
+        texts = dict.fromkeys(_fill_prompt(manifest.prompt, texts))
     if manifest.embedding is not None:  # a prompt may grow together with the text that comes after it
         prompts = [prompt for prompt in manifest.embedding.prompts.values() if prompt]
         texts |= dict.fromkeys(prompt + text for prompt in prompts for text in texts)
@@ -154,10 +158,9 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     of_models = {name for variant in manifest.variants.values() for name in variant.files}
     names = [name for name in manifest.files if name not in of_models]
     left_out = write_renumbered_files(source.path, names, folder, result.tokenizer_json, result.new_ids)
-    derive_template = derive_pair_template if manifest.embedding is None else derive_text_template
     trimmed_manifest = replace(
         manifest,
-        pair_template=derive_template(load_tokenizer(folder / TOKENIZER_NAME)),
+        pair_template=derive_template(load_tokenizer(folder / TOKENIZER_NAME), manifest),
         pad_token_id=int(result.new_ids[manifest.pad_token_id]),
         trimmed=_add_up(manifest.trimmed, result),
         variants=variants,
@@ -165,6 +168,12 @@ def _trim(source: Bundle, folder: Path, corpus: list[str]) -> tuple[Manifest, li
     )
     kept = {name for precision in variants for name in manifest.variants[precision].files}
     return trimmed_manifest, [*left_out, *sorted(of_models - kept)]
+
+
+def _fill_prompt(prompt: Prompt, texts: Iterable[str]) -> list[str]:
+    """Texts as the model reads them: tokens that reach over from the prompt into a text are kept too."""
+    before, between = prompt.before_query(), prompt.before_passage()
+    return [prompt.prefix, prompt.suffix, *(f"{before}{text}{between}{text}" for text in texts)]
 
 
 def _read_graph(source: Bundle, precision: Precision) -> ModelProto:

@@ -67,7 +67,7 @@ def write_model_repository(
         InputError: The bundle has no label that ranks, or no such variant; or something stands at the model's folder.
     """
     options = options or TritonOptions()
-    opened, target = Bundle.open(bundle), Path(repository) / options.name
+    opened, target = Bundle.open_whole(bundle), Path(repository) / options.name
     opened.refuse_bi_encoder("the model for Triton")
     _check_precision(opened.manifest, options.precision)
     if opened.manifest.scoring.ranking_label is None:

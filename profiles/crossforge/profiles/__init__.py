@@ -28,6 +28,9 @@ from crossforge.profiles.errors import (
     DeviceMemoryError,
     EngineError,
     GateError,
+    HubAccessError,
+    HubError,
+    HubUnavailableError,
     InputError,
     IntegrityError,
     MachineError,
@@ -41,6 +44,7 @@ from crossforge.profiles.errors import (
     SchemaVersionError,
     ServiceError,
     SourceError,
+    StaleRevisionWarning,
     TruncationWarning,
     UnknownTokensWarning,
 )
@@ -64,6 +68,7 @@ from crossforge.profiles.manifest import (
     Variant,
 )
 from crossforge.profiles.precision import Precision
+from crossforge.profiles.prompt import Prompt
 from crossforge.profiles.providers import ENGINE_OF, PREFERENCE, RUNS_ONLY, ExecutionProvider, mismatch
 from crossforge.profiles.shapes import (
     OptimizationProfile,
@@ -109,6 +114,9 @@ __all__ = [
     "GateError",
     "GoldenPair",
     "GpuOptions",
+    "HubAccessError",
+    "HubError",
+    "HubUnavailableError",
     "InputError",
     "IntegrityError",
     "MachineError",
@@ -123,6 +131,7 @@ __all__ = [
     "ParityReport",
     "Pooling",
     "Precision",
+    "Prompt",
     "ProviderFallbackWarning",
     "ProviderUnavailableError",
     "RequestTooLargeError",
@@ -134,6 +143,7 @@ __all__ = [
     "Source",
     "SourceError",
     "SpecialTokens",
+    "StaleRevisionWarning",
     "Trimming",
     "Truncation",
     "TruncationSide",

@@ -19,6 +19,9 @@
     ├── OverloadedError                the queue is full; the request was not taken
     ├── DeadlineError                  the request's deadline passed before it was computed
     ├── ServiceError                   a service that was asked over HTTP gave no ranking
+    ├── HubError                       the model hub refused what was asked
+    │   ├── HubAccessError             a repository is gated, or a token is missing or does not allow it
+    │   └── HubUnavailableError        no network, offline mode, or a fault of the hub's own
     ├── GateError                      the work was done and the verdict is no
     └── MachineError                   this machine cannot
         ├── MissingPackageError
@@ -26,6 +29,7 @@
 
     CrossforgeWarning
     ├── ProviderFallbackWarning        another execution provider runs than the one that was wanted
+    ├── StaleRevisionWarning           the hub does not answer: what the cache has may be an older revision
     ├── TruncationWarning              text was cut, and the return value has no place to say so
     └── UnknownTokensWarning           most of a text is nothing that the model has a token for
 
@@ -174,6 +178,20 @@ class ServiceError(CrossforgeError):
         super().__init__(what, got=got, allowed=allowed, fix=fix)
 
 
+class HubError(CrossforgeError):
+    """The model hub refused what was asked."""
+
+    exit_code = 3
+
+
+class HubAccessError(HubError):
+    """A repository is gated, or a token is missing or does not allow what was asked."""
+
+
+class HubUnavailableError(HubError):
+    """The model hub did not answer, answered with a fault of its own, or must not be asked."""
+
+
 class GateError(CrossforgeError):
     """A check ran to its end and the answer is no."""
 
@@ -214,6 +232,10 @@ class CrossforgeWarning(UserWarning):
 
 class ProviderFallbackWarning(CrossforgeWarning):
     """Another execution provider runs than the one that was wanted."""
+
+
+class StaleRevisionWarning(CrossforgeWarning):
+    """The model hub does not answer, and what its cache has may be an older revision."""
 
 
 class TruncationWarning(CrossforgeWarning):

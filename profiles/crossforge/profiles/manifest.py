@@ -14,6 +14,7 @@ from crossforge.profiles.embedding import Embedding
 from crossforge.profiles.errors import ManifestError, SchemaVersionError
 from crossforge.profiles.jsonio import DecodeError, decode, encode
 from crossforge.profiles.precision import Precision
+from crossforge.profiles.prompt import Prompt
 
 MANIFEST_NAME = "crossforge.json"
 SCHEMA_VERSION = 1
@@ -249,6 +250,8 @@ class Manifest:
     input_names: tuple[str, ...]
     """The graph's inputs; says whether ``token_type_ids`` must be sent or must not."""
     pair_template: PairTemplate
+    prompt: Prompt | None = None
+    """Set where a pair is filled into a text, for a causal reranker. The pair template then holds its prefix and suffix."""
     pad_token_id: int
     truncation: Truncation
     scoring: Scoring

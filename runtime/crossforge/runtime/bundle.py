@@ -17,6 +17,7 @@ from crossforge.profiles import (
     ManifestError,
     Precision,
 )
+from crossforge.runtime.hub import HubAddress, HubOptions, Snapshot, find_snapshot, is_snapshot
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -27,30 +28,63 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    snapshot: Snapshot | None = None
+    """Where the hub's cache holds it, if it is one of the hub's: then files may be missing until :meth:`provide`."""
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
-        """Read the manifest of the bundle at ``path``; its other files are not touched.
+    def open(cls, path: str | Path | Bundle, hub: HubOptions | None = None) -> Bundle:
+        """Read a bundle's manifest; its other files are not touched.
+
+        Args:
+            path: The bundle's folder. A string that is no path that exists may also be ``owner/name`` or
+                ``owner/name@revision`` on the model hub; of that one the manifest alone is downloaded. An open bundle is
+                returned as it is.
+            hub: The revision, and how to ask the hub.
 
         Raises:
-            BundleNotFoundError: There is no such folder, or it holds no manifest.
+            BundleNotFoundError: There is no such folder and no such model on the hub, or it holds no manifest.
             ManifestError: The manifest cannot be acted on.
+            InputError: A revision is named of what is no model on the hub.
+            HubError: The hub refuses, or does not answer.
+            MissingPackageError: huggingface_hub is not installed.
+
+        Warns:
+            StaleRevisionWarning: The hub does not answer, and what it had last is opened.
         """
-        path = Path(path)
-        export_one = f"Make one: crossforge export SOURCE {path}"
-        if not _is_dir(path):
-            raise BundleNotFoundError(f"there is no bundle at {path}", fix=export_one)
-        manifest_path = path / MANIFEST_NAME
-        try:
-            text = manifest_path.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise BundleNotFoundError(f"{path} is not a bundle: it has no {MANIFEST_NAME}", fix=export_one) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise ManifestError(f"cannot read {manifest_path} ({error})") from error
-        manifest = Manifest.from_json(text, where=str(manifest_path))
-        if outside := [name for name in manifest.files if not _stays_inside(name)]:
-            raise ManifestError(f"{manifest_path} names a file outside the bundle", got=repr(outside[0]))
-        return cls(path, manifest)
+        hub = hub or HubOptions()
+        if isinstance(path, Bundle):
+            if hub.revision is not None:
+                raise InputError("the bundle is open already", got=f"revision {hub.revision}", allowed="None")
+            return path
+        snapshot = None
+        if (address := HubAddress.parse(path)) is not None:
+            snapshot = find_snapshot(address.at(hub.revision), hub)
+            path = snapshot.folder
+        elif hub.revision is not None:
+            raise InputError("a folder has no revisions", got=f"{path} and {hub.revision}", allowed="owner/name on the hub")
+        return cls(Path(path), _read_manifest(Path(path)), snapshot)
+
+    @classmethod
+    def open_whole(cls, path: str | Path | Bundle) -> Bundle:
+        """As :meth:`open`, and have every file that the manifest names on disk.
+
+        Raises:
+            BundleError: As :meth:`open`, or the repository on the hub lacks a file.
+            HubError: The hub refuses, or does not answer.
+        """
+        bundle = cls.open(path)
+        bundle.provide(bundle.manifest.files)
+        return bundle
+
+    def provide(self, names: Iterable[str]) -> None:
+        """Have files on disk: those that the hub's cache lacks are downloaded, and of a folder nothing is asked.
+
+        Raises:
+            IntegrityError: The repository on the hub lacks one.
+            HubError: The hub refuses, or does not answer.
+        """
+        if self.snapshot is not None:
+            self.snapshot.fetch(names)
 
     def refuse_bi_encoder(self, what: str = "a reranker") -> None:
         """Make sure that the bundle holds a cross-encoder.
@@ -76,10 +110,12 @@ class Bundle:
         """
         for name in names:
             if problem := self.find_damage(name):
-                raise IntegrityError(
-                    f"the bundle {self.path} is damaged: {problem}",
-                    fix="Copy or export it again; `crossforge verify` lists every file.",
-                )
+                if self.snapshot is not None:
+                    cached = self.snapshot.repository_folder
+                    fix = f"Remove {cached} to download it again; if that does not help, it was pushed so."
+                else:
+                    fix = "Copy or export it again; `crossforge verify` lists every file."
+                raise IntegrityError(f"the bundle {self.path} is damaged: {problem}", fix=fix)
 
     def find_damage(self, name: str) -> str | None:
         """What is wrong with one file, in words; None if nothing is."""
@@ -108,6 +144,31 @@ class Bundle:
         return sum(self.manifest.files[name].size_bytes for name in self.manifest.variants[precision].files)
 
 
+def refuse_hub(path: str | Path, doing: str) -> None:
+    """Make sure that a bundle which is to be changed is a folder of the user's own.
+
+    Args:
+        path: The bundle as it was named.
+        doing: What would change it, as a sentence's subject.
+
+    Raises:
+        InputError: It is a model on the hub, or lies in the hub's cache.
+    """
+    if (address := HubAddress.parse(str(path))) is not None:
+        raise InputError(
+            f"{doing} changes a bundle, and there is no folder {path}",
+            allowed="a folder",
+            fix=f"If it is on the hub, copy it first: hf download {address.repo} --local-dir FOLDER",
+        )
+    if is_snapshot(Path(path)):
+        raise InputError(
+            f"{doing} would write into the hub's cache, which other programs read",
+            got=path,
+            allowed="a folder of your own",
+            fix="Copy the bundle first: cp -rL",
+        )
+
+
 def sha256_of(path: Path) -> str:
     """The hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
@@ -117,6 +178,23 @@ def sha256_of(path: Path) -> str:
 def record_file(path: Path) -> FileRecord:
     """What the manifest notes of a file."""
     return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    export_one = f"Make one: crossforge export SOURCE {path}"
+    if not _is_dir(path):
+        raise BundleNotFoundError(f"there is no bundle at {path}", fix=export_one)
+    manifest_path = path / MANIFEST_NAME
+    try:
+        text = manifest_path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise BundleNotFoundError(f"{path} is not a bundle: it has no {MANIFEST_NAME}", fix=export_one) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"cannot read {manifest_path} ({error})") from error
+    manifest = Manifest.from_json(text, where=str(manifest_path))
+    if outside := [name for name in manifest.files if not _stays_inside(name)]:
+        raise ManifestError(f"{manifest_path} names a file outside the bundle", got=repr(outside[0]))
+    return manifest
 
 
 def _is_dir(path: Path) -> bool:

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crossforge.profiles import Activation, DeploymentProfile, Embedding, EngineRecord, InputError, Manifest
+from crossforge.profiles import Activation, DeploymentProfile, Embedding, EngineRecord, InputError, Manifest, Prompt
 from crossforge.runtime.console import (
     DebugOption,
     JsonOption,
@@ -30,12 +30,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
-BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+BundleArgument = Annotated[
+    str, typer.Argument(help="The bundle's folder, or OWNER/NAME[@REVISION] on the model hub.", show_default=False)
+]
 ProviderOption = Annotated[str, typer.Option(help="auto, tensorrt, cuda, native, cpu or openvino.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, or a variant of the bundle.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail instead of running on another provider.")]
 DeploymentOption = Annotated[
     Path | None, typer.Option(help="A deployment profile (TOML), as tune writes it.", show_default=False)
+]
+InstructionOption = Annotated[
+    str | None, typer.Option(help="What a causal reranker is told to look for.", show_default="the bundle's")
 ]
 QueryOption = Annotated[str | None, typer.Option("--query", "-q", help="The query.", show_default=False)]
 ChunkOption = Annotated[
@@ -73,6 +78,10 @@ def score(
     pairs: Annotated[
         Path | None, typer.Option(help='JSON lines of {"query", "passage"}; - is standard input.', show_default=False)
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the scores of --pairs to this file, as bulk does.", show_default=False)
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="With --output: score with actors on Ray, as bulk --ray does.")] = False,
     activation: Annotated[
         Activation | None, typer.Option(help="Apply this to the logits.", show_default="none: raw relevance")
     ] = None,
@@ -83,10 +92,24 @@ def score(
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
     deployment: DeploymentOption = None,
+    instruction: InstructionOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Score pairs: raw relevance, in the order given."""
+    if ray or output is not None:
+        if pairs is None or output is None or query is not None or passage:
+            raise InputError("bulk scoring reads a file and writes one", allowed="--pairs FILE --output FILE [--ray]")
+        if chunk is not None:
+            raise InputError("bulk scoring splits no passages", got=f"--chunk {chunk}", allowed="--pairs without --output")
+        from crossforge.runtime.distributed.cli import run_bulk
+        from crossforge.runtime.distributed.settings import BulkSettings, RaySettings
+
+        settings = BulkSettings(
+            provider=provider, precision=precision, deployment=read_deployment(deployment), activation=activation
+        )
+        run_bulk(bundle, pairs, output, settings=settings, on_ray=RaySettings() if ray else None, as_json=as_json)
+        return
     from crossforge.runtime.records import read_pairs
     from crossforge.runtime.reranker import Reranker
 
@@ -96,7 +119,12 @@ def score(
         raise InputError("--passage needs --query", got="--pairs", allowed="one of the two ways")
     texts = read_pairs(pairs) if pairs is not None else [(query or "", text) for text in passage or ()]
     with Reranker.load(
-        bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
+        bundle,
+        provider=provider,
+        precision=precision,
+        strict=strict,
+        deployment=read_deployment(deployment),
+        instruction=instruction,
     ) as reranker:
         say_what_runs(reranker)
         scored = reranker.score_pairs(texts, chunk=_chunking(chunk, overlap, window))
@@ -138,6 +166,7 @@ def rank(
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
     deployment: DeploymentOption = None,
+    instruction: InstructionOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -147,7 +176,12 @@ def rank(
 
     items = read_passages(passages)
     with Reranker.load(
-        bundle, provider=provider, precision=precision, strict=strict, deployment=read_deployment(deployment)
+        bundle,
+        provider=provider,
+        precision=precision,
+        strict=strict,
+        deployment=read_deployment(deployment),
+        instruction=instruction,
     ) as reranker:
         say_what_runs(reranker)
         ranked = reranker.rank(query, [item.text for item in items], top_k=top_k, chunk=_chunking(chunk, overlap, window))
@@ -272,7 +306,7 @@ def native(
 @handles_errors
 def doctor(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
+        str | None, typer.Argument(help="Also say what would run this bundle here, and why.", show_default=False)
     ] = None,
     deployment: DeploymentOption = None,
     as_json: JsonOption = False,
@@ -331,10 +365,16 @@ def _describe_pairs(manifest: Manifest) -> dict[str, str]:
     scoring, truncation = manifest.scoring, manifest.truncation
     return {
         "pair": truncation.describe(),
+        **({"prompt": _describe_prompt(manifest.prompt)} if manifest.prompt else {}),
         "labels": f"{', '.join(scoring.labels)}; ranks by "
         + ("none" if scoring.ranking_label is None else scoring.labels[scoring.ranking_label]),
         "activation": scoring.activation,
     }
+
+
+def _describe_prompt(prompt: Prompt) -> str:
+    text = _one_line(prompt.body)
+    return text if prompt.instruction is None else f"{text}; instruction: {_one_line(prompt.instruction)}"
 
 
 def _describe_texts(manifest: Manifest, embedding: Embedding) -> dict[str, str]:

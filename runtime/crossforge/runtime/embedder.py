@@ -29,6 +29,7 @@ from crossforge.runtime.batching import padding_waste
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.golden import check_golden_pairs
+from crossforge.runtime.hub import HubOptions
 from crossforge.runtime.opening import open_parts
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
@@ -114,6 +115,7 @@ class Embedder:
         cls,
         bundle: str | Path | Bundle,
         *,
+        revision: str | None = None,
         provider: str = AUTO,
         precision: str = AUTO,
         strict: bool = False,
@@ -128,7 +130,7 @@ class Embedder:
         Raises:
             InputError: Also where the bundle holds a cross-encoder.
         """
-        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        bundle = Bundle.open(bundle, HubOptions(revision=revision))
         _embedding_of(bundle.manifest, str(bundle.path))
         parts = open_parts(
             bundle,

@@ -102,6 +102,7 @@ def read_engine(bundle: Bundle, name: str) -> EngineRecord:
         IntegrityError: It is missing or cannot be read.
         ManifestError: It cannot be understood.
     """
+    bundle.provide((name,))
     path = bundle.path / name
     try:
         text = path.read_text(encoding="utf-8")

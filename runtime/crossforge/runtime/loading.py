@@ -112,8 +112,10 @@ def _open_engine(
     """Load an engine. Its file is compared first: TensorRT trusts what it reads."""
     from crossforge.runtime.sessions.tensorrt import open_tensorrt_session  # a start on the CPU should not pay for it
 
+    names = (TOKENIZER_NAME, engine.spec.path, engine.spec.record_path)
+    bundle.provide(names)
     if check_files:
-        bundle.check((TOKENIZER_NAME, engine.spec.path, engine.spec.record_path))
+        bundle.check(names)
     session = open_tensorrt_session(
         bundle.path / engine.spec.path, engine, lanes=lanes, allow_host_code=allow_host_code, cuda_graphs=cuda_graphs
     )
@@ -136,6 +138,7 @@ def _open_checked(
     gpu: GpuOptions,
 ) -> Session:
     """Load a variant while another thread compares its files' digests: hashing costs a cold start next to nothing."""
+    bundle.provide(bundle.files_to_run(precision))
     path = bundle.path / bundle.manifest.variants[precision].path
     names = bundle.files_to_run(precision) if check_files else ()
     with ThreadPoolExecutor(1, thread_name_prefix="crossforge-check") as checker:

@@ -12,6 +12,7 @@ from crossforge.runtime.decision import decide
 from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine, usable_cores
 from crossforge.runtime.precision import AUTO, PrecisionChoice
+from crossforge.runtime.prompts import open_tokenizer
 from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.scoring import default_budget_tokens
 from crossforge.runtime.sessions import Session
@@ -42,6 +43,7 @@ def open_parts(
     precision: str = AUTO,
     strict: bool = False,
     deployment: DeploymentProfile,
+    instruction: str | None = None,
     check_files: bool = True,
     allow_host_code: bool = False,
 ) -> OpenedParts:
@@ -72,12 +74,13 @@ def open_parts(
     if plan.is_fallback:
         warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=3)
     manifest = bundle.manifest
+    bundle.provide((TOKENIZER_NAME,))
     with ThreadPoolExecutor(1, thread_name_prefix="crossforge-load") as loader:  # beside the session, to start sooner
         tokenizer_loading = loader.submit(
-            PairTokenizer.from_file,
-            bundle.path / TOKENIZER_NAME,
-            manifest.pair_template,
-            manifest.truncation,
+            open_tokenizer,
+            bundle.path,
+            manifest,
+            instruction=instruction,
             cache=TokenCache(deployment.passage_cache_bytes) if deployment.passage_cache_bytes else None,
         )
         opened = open_session(

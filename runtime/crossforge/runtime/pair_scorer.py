@@ -24,7 +24,7 @@ def load_pair_scorer(
     check_files: bool = True,
 ) -> PairScorer:
     """Load a bundle as what it holds; arguments and errors are those of :meth:`Reranker.load`."""
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.open(bundle)
     kind: type[Reranker] | type[Embedder] = Reranker if bundle.manifest.embedding is None else Embedder
     return kind.load(
         bundle, provider=provider, precision=precision, strict=strict, deployment=deployment, check_files=check_files

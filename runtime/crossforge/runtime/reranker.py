@@ -23,6 +23,7 @@ from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.distinct import find_distinct
 from crossforge.runtime.golden import check_golden_pairs
+from crossforge.runtime.hub import HubOptions
 from crossforge.runtime.opening import open_parts
 from crossforge.runtime.precision import AUTO, PrecisionChoice
 from crossforge.runtime.providers import ProviderPlan
@@ -89,10 +90,12 @@ class Reranker:
         cls,
         bundle: str | Path | Bundle,
         *,
+        revision: str | None = None,
         provider: str = AUTO,
         precision: str = AUTO,
         strict: bool = False,
         deployment: DeploymentProfile | None = None,
+        instruction: str | None = None,
         check_files: bool = True,
         check_golden: bool = False,
         allow_host_code: bool = False,
@@ -101,11 +104,14 @@ class Reranker:
         """Load a bundle.
 
         Args:
-            bundle: The bundle's folder.
+            bundle: The bundle's folder. Where no such path exists, ``owner/name`` or ``owner/name@revision`` on the hub;
+                what the variant needs comes into the hub's cache.
+            revision: The hub's branch, tag or commit.
             provider: ``auto``, ``tensorrt``, ``cuda``, ``native``, ``cpu`` or ``openvino``.
             precision: ``auto`` (the fastest variant that passed its gate and is exact here), or a variant's name.
             strict: Raise where another provider than the chosen one would run.
             deployment: How to run it. ``provider`` and ``precision``, where given, win over it.
+            instruction: What a causal reranker is told to look for; None takes the bundle's own.
             check_files: Compare the sha256 of every file that is read with the manifest's.
             check_golden: Score the manifest's golden pairs, and raise if they come out differently.
             allow_host_code: Load TensorRT engines that embed code for the host, as version-compatible ones do. Such an
@@ -114,14 +120,16 @@ class Reranker:
 
         Raises:
             BundleError: The bundle is missing, damaged, or not understood.
-            InputError: An unknown provider or precision; or the bundle holds a bi-encoder.
+            InputError: An unknown provider or precision; an instruction that the model cannot take; or a bi-encoder.
             MachineError: This machine cannot run it, or, with ``strict``, not as asked.
             EngineError: The model does not load, or fails its golden pairs.
+            HubError: The hub refuses, or does not answer.
 
         Warns:
+            StaleRevisionWarning: The hub does not answer, and what its cache has is loaded.
             ProviderFallbackWarning: Another provider runs than the one that was named.
         """
-        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        bundle = Bundle.open(bundle, HubOptions(revision=revision))
         bundle.refuse_bi_encoder()
         deployment = deployment or DeploymentProfile()
         parts = open_parts(
@@ -130,6 +138,7 @@ class Reranker:
             precision=precision,
             strict=strict,
             deployment=deployment,
+            instruction=instruction,
             check_files=check_files,
             allow_host_code=allow_host_code,
         )

@@ -99,6 +99,14 @@ class PairTokenizer:
         """
         return cls(load_tokenizer(path), template, truncation, cache=cache)
 
+    def with_instruction(self, instruction: str) -> PairTokenizer:
+        """The same tokenizer for another instruction, where the model is told what to look for.
+
+        Raises:
+            InputError: The model takes none, or this one leaves no room for a passage.
+        """
+        raise InputError("this model takes no instruction", got=f"{instruction!r:.60}", fix="Leave it out.")
+
     def encode(
         self,
         query: str,
@@ -250,7 +258,7 @@ class PairTokenizer:
         kept_of_query = [self._kept_of_query(lengths[0], length) for length in lengths[1:]]
         kept = [min(kept_of_query, default=self._kept_of_query(lengths[0], 0)), *(room - keep for keep in kept_of_query)]
         return [
-            _read_span(encoding, keep, len(text), self.truncation.side)
+            read_span(encoding, keep, len(text), self.truncation.side)
             for encoding, keep, text in zip(texts, kept, [query, *passages], strict=True)
         ]
 
@@ -317,7 +325,8 @@ class PairTokenizer:
         return (ids[:keep] if self.truncation.side is TruncationSide.RIGHT else ids[-keep:]).copy()
 
 
-def _read_span(encoding: Encoding, keep: int, characters: int, side: TruncationSide) -> tuple[int, int]:
+def read_span(encoding: Encoding, keep: int, characters: int, side: TruncationSide) -> tuple[int, int]:
+    """Start and end of the characters that the first ``keep`` tokens of a text spell, or the last ones."""
     if len(encoding.ids) <= keep:
         return 0, characters
     # A character that several tokens spell is read if all of them are kept.

@@ -12,7 +12,8 @@ from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.pair_scorer import load_pair_scorer
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.tokenization import derive_pair_template, derive_text_template, load_tokenizer
+from crossforge.runtime.prompts import derive_template
+from crossforge.runtime.tokenization import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +58,12 @@ def verify_bundle(
 
     Raises:
         BundleError: There is no bundle to check.
+        HubError: The hub refuses, or does not answer.
         InputError: The deployment profile is for a variant that the bundle has not.
         ProviderUnavailableError: None of the deployment profile's providers runs here.
     """
     progress = progress or Silent()
-    bundle = Bundle.open(path)
+    bundle = Bundle.open_whole(path)
     as_deployed = deployment and decide(
         bundle, inspect_machine(), precision=deployment.precision or AUTO, order=deployment.providers
     )
@@ -91,8 +93,7 @@ def _note(verdict: VariantVerdict) -> str:
 
 def _check_template(bundle: Bundle) -> str | None:
     try:
-        derive = derive_pair_template if bundle.manifest.embedding is None else derive_text_template
-        template = derive(load_tokenizer(bundle.path / TOKENIZER_NAME))
+        template = derive_template(load_tokenizer(bundle.path / TOKENIZER_NAME), bundle.manifest)
     except CrossforgeError as error:
         return str(error)
     return None if template == bundle.manifest.pair_template else "the tokenizer joins pairs in another way"

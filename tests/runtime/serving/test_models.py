@@ -5,20 +5,43 @@ from pathlib import Path
 
 import pytest
 
-from crossforge.profiles import BundleNotFoundError, InputError, OverloadedError, RequestTooLargeError
+from crossforge.profiles import BundleNotFoundError, InputError, OverloadedError, Precision, RequestTooLargeError
 from crossforge.runtime.serving.errors import Dialect, Kind, problem_of, retry_after_s
 from crossforge.runtime.serving.models import ModelSpec, ServedModel, load_models
 from crossforge.runtime.serving.settings import ServiceSettings, read_api_keys
 from support.builders import fake_reranker, make_manifest, make_scoring, write_bundle
+from support.fake_hub import FakeHub, files_of, publish
+from support.mean_model import MeanModel
 from support.serving import running
 
 
 @pytest.mark.parametrize(
     ("text", "name", "path"),
-    [("folder/bundle", "bundle", "folder/bundle"), ("a=folder/b=c", "a", "folder/b=c"), ("m=/b", "m", "/b")],
+    [("./folder/bundle", "bundle", "folder/bundle"), ("a=folder/b=c", "a", "folder/b=c"), ("m=/b", "m", "/b")],
 )
 def test_a_model_is_called_as_it_is_told_or_as_its_folder(text: str, name: str, path: str) -> None:
     assert ModelSpec.parse(text) == ModelSpec(name=name, bundle=Path(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "bundle"),
+    [("org/reranker", "reranker", "org/reranker"), ("org/r@v1", "r", "org/r@v1"), ("m=org/r@v1", "m", "org/r@v1")],
+)
+def test_a_model_on_the_hub_is_called_as_its_repository(text: str, name: str, bundle: str) -> None:
+    assert ModelSpec.parse(text) == ModelSpec(name=name, bundle=bundle)
+
+
+def test_a_variant_that_is_loaded_later_is_of_the_same_commit(hub: FakeHub, tmp_path: Path) -> None:
+    both = (Precision.FP32, Precision.INT8)
+    repository = publish(hub, write_bundle(tmp_path / "first", precisions=both))
+    model = load_models([ModelSpec.parse("org/name")], ServiceSettings(), provider="cpu", precision="int8")["name"]
+    repository.commit("main", files_of(write_bundle(tmp_path / "newer", model=MeanModel(seed=7), precisions=both)))
+    try:
+        assert model.open_variant is not None
+        with model.open_variant(Precision.FP32) as other:
+            assert other.score("city", ["berlin"]) == pytest.approx(model.reranker.score("city", ["berlin"]))
+    finally:
+        model.close()
 
 
 @pytest.mark.parametrize("text", ["", "=bundle", "name="])

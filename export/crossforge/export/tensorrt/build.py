@@ -37,7 +37,7 @@ from crossforge.profiles import (
     Precision,
     Variant,
 )
-from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle, refuse_hub
 from crossforge.runtime.progress import Progress, Silent
 
 BUILDABLE = (Precision.FP16, Precision.INT8_QDQ, Precision.FP32)
@@ -97,6 +97,7 @@ def build_engines(
         MachineError: A GPU or a package is missing.
     """
     options, progress = options or BuildOptions(), progress or Silent()
+    refuse_hub(bundle, "build")
     opened = Bundle.open(bundle)
     variant = select_variant(opened.manifest, options.precision)
     backend = choose_backend(options, installed_backends())

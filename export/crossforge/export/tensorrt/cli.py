@@ -13,8 +13,7 @@ from rich.markup import escape
 from crossforge.export.requirements import require_extras
 from crossforge.export.tensorrt.options import BuildOptions, parse_targets
 from crossforge.profiles import EngineBackend, EngineRecord, InputError, Precision
-from crossforge.runtime.bundle import Bundle
-from crossforge.runtime.cli import BundleArgument
+from crossforge.runtime.bundle import Bundle, refuse_hub
 from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
 from crossforge.runtime.precision import AUTO
 
@@ -32,7 +31,7 @@ class BackendName(StrEnum):
 @app.command()
 @handles_errors
 def build(
-    bundle: BundleArgument,
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
     target: Annotated[
         str, typer.Option(help="GPUs to build for, separated by commas: current, or compute capabilities such as sm86.")
     ] = "current",
@@ -105,6 +104,7 @@ def build(
 
 def _choose_precision(bundle: Path) -> Precision:
     """fp16 where the bundle has it; otherwise fp32, and that is said."""
+    refuse_hub(bundle, "build")
     if Precision.FP16 in Bundle.open(bundle).manifest.variants:
         return Precision.FP16
     fix = f"crossforge quantize {escape(str(bundle))} --precision fp16"

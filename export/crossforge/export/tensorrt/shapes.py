@@ -15,10 +15,10 @@ from crossforge.profiles import (
     profiles_from_lengths,
     read_profiles,
 )
-from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.prompts import open_tokenizer
 from crossforge.runtime.records import read_run
 from crossforge.runtime.scoring import GPU_BUDGET_TOKENS
-from crossforge.runtime.tokenization import PairTokenizer
 from crossforge.runtime.workload import workload_from_records
 
 
@@ -70,7 +70,7 @@ def choose_shapes(bundle: Bundle, options: ShapeOptions) -> ShapeChoice:
     if options.workload is not None:
         bundle.refuse_bi_encoder("--workload")
         manifest = bundle.manifest
-        tokenizer = PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+        tokenizer = open_tokenizer(bundle.path, manifest)
         workload, what = workload_from_records(read_run(options.workload), tokenizer), str(options.workload)
     profiles = profiles_from_lengths(
         workload,

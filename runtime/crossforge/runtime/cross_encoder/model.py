@@ -25,6 +25,7 @@ from crossforge.runtime.cross_encoder.arguments import (
     with_max_length,
 )
 from crossforge.runtime.cross_encoder.tensors import apply_to_tensor, import_torch, to_tensor
+from crossforge.runtime.hub import HubAddress, HubOptions
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.scored import warn_of_losses
@@ -45,17 +46,18 @@ class CrossEncoder:
     Close it, or use it as a context manager.
 
     Args:
-        model_name_or_path: The bundle's folder.
+        model_name_or_path: The bundle's folder, or ``owner/name`` or ``owner/name@revision`` on the model hub.
         modules: Refused: a bundle has no torch modules.
         device: ``cpu``, ``cuda`` or ``cuda:0``, as a name or a torch device; None takes the best that this machine has. A
             device that is named and cannot be had is an error.
         prompts: Texts that can be put before each query, by name.
         default_prompt_name: The prompt of calls that name none.
-        cache_folder: Without effect: nothing is downloaded.
+        cache_folder: The hub's cache, for a bundle on the hub.
         trust_remote_code: Without effect: a bundle holds no code.
-        revision: Refused, unless it is the revision that the bundle was made of.
-        local_files_only: Without effect: nothing is downloaded.
-        token: Without effect: nothing is downloaded.
+        revision: Of a bundle on the hub its branch, tag or commit. With a folder refused, unless it is the revision that the
+            bundle was made of.
+        local_files_only: Take a bundle on the hub from the cache alone.
+        token: For the hub.
         model_kwargs: ``file_name`` chooses a variant by its ONNX file, ``provider`` an execution provider by ONNX
             Runtime's name; ``export`` may be False. Anything else is refused.
         processor_kwargs: Refused.
@@ -97,11 +99,11 @@ class CrossEncoder:
         device: object = None,
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
-        cache_folder: str | None = None,  # noqa: ARG002
+        cache_folder: str | None = None,
         trust_remote_code: bool = False,  # noqa: ARG002
         revision: str | None = None,
-        local_files_only: bool = False,  # noqa: ARG002
-        token: bool | str | None = None,  # noqa: ARG002
+        local_files_only: bool = False,
+        token: bool | str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
         config_kwargs: Mapping[str, Any] | None = None,
@@ -116,10 +118,17 @@ class CrossEncoder:
         refuse(processor_kwargs, "processor_kwargs", "Its tokenizer was fixed at export; max_length= can be lowered.")
         refuse(config_kwargs, "config_kwargs", "Its configuration was fixed at export.")
         if model_name_or_path is None:
-            raise InputError("no bundle is named", got="None", allowed="a bundle's folder")
-        bundle = Bundle.open(model_name_or_path)
+            raise InputError("no bundle is named", got="None", allowed="a bundle's folder, or owner/name on the hub")
+        on_hub = HubAddress.parse(model_name_or_path) is not None
+        hub = HubOptions(
+            revision=revision if on_hub else None,
+            cache_folder=None if cache_folder is None else Path(cache_folder),
+            token=token,
+            offline=local_files_only,
+        )
+        bundle = Bundle.open(model_name_or_path, hub)
         manifest = bundle.manifest
-        if revision not in (None, manifest.source.revision):
+        if not on_hub and revision not in (None, manifest.source.revision):
             raise InputError("the bundle is of another revision", got=revision, allowed=manifest.source.revision or "None")
         if num_labels not in (None, len(manifest.scoring.labels)):
             raise InputError("the model has another number of labels", got=num_labels, allowed=len(manifest.scoring.labels))
@@ -174,7 +183,8 @@ class CrossEncoder:
         Args:
             inputs: One pair of texts, or any number of them.
             prompt_name: A prompt of the constructor's, to be put before each query.
-            prompt: A text to be put before each query; wins over ``prompt_name``.
+            prompt: A text to be put before each query, or the instruction of a causal reranker; wins over
+                ``prompt_name``.
             batch_size: At least 1, and otherwise without effect: batches are cut by tokens.
             show_progress_bar: Show how far it is on stderr. None does at log level INFO or DEBUG.
             activation_fn: Instead of ``self.activation_fn``.
@@ -204,10 +214,15 @@ class CrossEncoder:
             import_torch("Returning tensors")  # before anything is computed
         pairs, is_single = as_pairs(inputs)
         before = choose_prompt(self.prompts, self.default_prompt_name, prompt, prompt_name)
-        if before:
+        is_instruction = before and self.reranker.manifest.prompt is not None
+        if before and not is_instruction:
             pairs = [_with_prompt(before, pair) for pair in pairs]
         with _progress(len(pairs), show_progress_bar) as advance:
-            scored = self.reranker.score_pairs(pairs, on_batch=advance)
+            if is_instruction:
+                encoded = self.reranker.tokenizer.with_instruction(before).encode_pairs(pairs)
+                scored = self.reranker.score_encoded(encoded, on_batch=advance)
+            else:
+                scored = self.reranker.score_pairs(pairs, on_batch=advance)
         warn_of_losses(scored)
         scores = self._activated(scored.logits, activation, apply_softmax=bool(apply_softmax)) if pairs else np.empty(0)
         answer: Any = scores

@@ -48,7 +48,7 @@ def _listed(numbers: Sequence[int]) -> str:
 @handles_errors
 def profile(
     bundle: Annotated[
-        Path | None, typer.Argument(help="The bundle's folder; with --url it may be left out.", show_default=False)
+        str | None, typer.Argument(help="As in other commands; with --url it may be left out.", show_default=False)
     ] = None,
     candidates: Annotated[
         str | None, typer.Option(help="Passages a query, separated by commas.", show_default=_listed(DEFAULT_CANDIDATES))
@@ -211,7 +211,7 @@ def _refuse(given: Mapping[str, object], why: str) -> None:
             raise InputError(f"{option} {why}", got=value)
 
 
-def _read_comparable(path: Path | None, bundle: Path | None) -> LatencyReport | None:
+def _read_comparable(path: Path | None, bundle: str | None) -> LatencyReport | None:
     """A report of this machine and, where there is one, this bundle."""
     from crossforge.runtime.bundle import Bundle
     from crossforge.runtime.machine import inspect_machine

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from crossforge.profiles import Precision, ProviderUnavailableError
-from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.machine import Machine, inspect_machine, installed_versions
 from crossforge.runtime.profiling.ceiling import count_operations, gemm_share, measure_ceiling
 from crossforge.runtime.profiling.cold_start import ColdStart, measure_cold_start
@@ -29,7 +29,7 @@ from crossforge.runtime.profiling.options import ProfileOptions
 from crossforge.runtime.profiling.report import LatencyReport, LatencyRow, Skipped, VariantFacts
 from crossforge.runtime.profiling.workload import plan_workload
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.tokenization import PairTokenizer
+from crossforge.runtime.prompts import open_tokenizer
 
 _PACKAGES = (
     "crossforge", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "tensorrt",
@@ -55,7 +55,7 @@ def measure_latency(
     clock = time.perf_counter_ns
     options, progress = options or ProfileOptions(), progress or Silent()
     deadline_ns = clock() + int(options.budget_s * 1e9)
-    bundle, machine = Bundle.open(path), inspect_machine()
+    bundle, machine = Bundle.open_whole(path), inspect_machine()
     bundle.refuse_bi_encoder("what is profiled")
     manifest = bundle.manifest
     candidates, skipped = list_candidates(manifest, machine, providers=options.providers, precisions=options.precisions)
@@ -67,7 +67,7 @@ def measure_latency(
     if not candidates:
         refuse_none(skipped)
     with progress.stage("plan the workload") as stage:
-        tokenizer = PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+        tokenizer = open_tokenizer(bundle.path, manifest)
         cells, clipped = plan_workload(options, tokenizer)
         skipped += clipped
         stage.note = f"{len(cells)} rows a variant"

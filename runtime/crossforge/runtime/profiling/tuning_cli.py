@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from crossforge.profiles import DEFAULT_WORKLOAD, DeploymentProfile, InputError
+from crossforge.runtime.cli import BundleArgument
 from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
 
 app = typer.Typer(add_completion=False)
@@ -18,7 +19,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @handles_errors
 def tune(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    bundle: BundleArgument,
     workload: Annotated[
         Path | None,
         typer.Option(help="A run to take lengths and candidates from (JSON lines).", show_default="built-in figures"),
@@ -38,27 +39,27 @@ def tune(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Find the fastest setting on this machine by measuring, and write it as a deployment profile."""
-    from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
+    from crossforge.runtime.bundle import Bundle
     from crossforge.runtime.machine import inspect_machine
     from crossforge.runtime.profiling.bench import LocalBench
     from crossforge.runtime.profiling.settings import QualityLimits
     from crossforge.runtime.profiling.space import find_space
     from crossforge.runtime.profiling.tuning import TuningOptions, explain
     from crossforge.runtime.profiling.tuning import tune as run_tuning
+    from crossforge.runtime.prompts import open_tokenizer
     from crossforge.runtime.records import read_run
-    from crossforge.runtime.tokenization import PairTokenizer
     from crossforge.runtime.workload import workload_from_records
 
     if target.is_dir() or not target.parent.is_dir():  # better known before minutes of measurement than after
         raise InputError(
             "the deployment profile cannot be written there", got=target, allowed="a file in a folder that exists"
         )
-    opened = Bundle.open(bundle)
+    opened = Bundle.open_whole(bundle)
     opened.refuse_bi_encoder("what is tuned")
     manifest = opened.manifest
     work = DEFAULT_WORKLOAD
     if workload is not None:
-        tokenizer = PairTokenizer.from_file(opened.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+        tokenizer = open_tokenizer(opened.path, manifest)
         work = workload_from_records(read_run(workload), tokenizer)
     options = TuningOptions(
         workload=work,
@@ -101,7 +102,7 @@ def tune(
 @app.command()
 @handles_errors
 def plan(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    bundle: BundleArgument,
     deployment: Annotated[Path, typer.Option(help="A deployment profile (TOML) that tune wrote.", show_default=False)],
     candidates: Annotated[int, typer.Option(help="Passages of a query.")] = 100,
     length: Annotated[int, typer.Option(help="Tokens of each pair.")] = 128,

@@ -25,6 +25,7 @@ from crossforge.runtime.profiling.service_target import service_target
 from crossforge.runtime.profiling.texts import compose_texts
 from crossforge.runtime.profiling.workload import Call, plan_workload
 from crossforge.runtime.progress import Progress, Silent
+from crossforge.runtime.prompts import open_tokenizer
 from crossforge.runtime.records import Passage, QueryRecord, read_run
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.tokenization import PairTokenizer
@@ -56,7 +57,7 @@ class LoadOptions:
 
 
 def measure_under_load(
-    path: Path | None, options: ProfileOptions, load: LoadOptions, *, progress: Progress | None = None
+    path: str | Path | None, options: ProfileOptions, load: LoadOptions, *, progress: Progress | None = None
 ) -> LatencyReport:
     """Send requests at each rate, or look for the highest rate within a latency.
 
@@ -78,6 +79,8 @@ def measure_under_load(
     if path is None and load.url is None:
         raise InputError("there is nothing to measure", allowed="a bundle, or the URL of a service")
     bundle = None if path is None else Bundle.open(path)
+    if bundle is not None:
+        bundle.provide((TOKENIZER_NAME,))
     with _open_target(bundle, options, load.url) as (make_target, service, requests):
         runs = _measure(make_target, load, progress or Silent())
     return LatencyReport(
@@ -171,4 +174,4 @@ def _calls_by_words(candidates: Sequence[int]) -> tuple[list[Call], str]:
 
 def _tokenizer(bundle: Bundle) -> PairTokenizer:
     manifest = bundle.manifest
-    return PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
+    return open_tokenizer(bundle.path, manifest)

@@ -25,7 +25,7 @@ app = typer.Typer(add_completion=False)
 @handles_errors
 def serve(
     bundle: Annotated[
-        list[str], typer.Argument(help="Bundles to serve, each its folder or NAME=FOLDER; the first is the default.")
+        list[str], typer.Argument(help="Bundles to serve, each BUNDLE or NAME=BUNDLE; the first is the default.")
     ],
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8080,

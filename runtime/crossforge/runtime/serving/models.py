@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from crossforge.profiles import DeploymentProfile, InputError, Precision
+from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.hub import HubAddress
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.serving.scorers import PlainScorer, Scorer
@@ -21,11 +23,12 @@ class ModelSpec:
     """A bundle to serve, and what it is called."""
 
     name: str
-    bundle: Path
+    bundle: Path | str
+    """Its folder, or ``owner/name`` on the hub."""
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
-        """Read ``NAME=BUNDLE``, or a bundle that is called as its folder.
+        """Read ``NAME=BUNDLE``, or a bundle that is called as its folder, or as its repository on the hub without the owner.
 
         Raises:
             InputError: The name is empty.
@@ -35,7 +38,15 @@ class ModelSpec:
             name, path = Path(text).resolve().name, text
         if not name or not path:
             raise InputError("a model cannot be read", got=repr(text), allowed="BUNDLE or NAME=BUNDLE")
-        return cls(name=name, bundle=Path(path))
+        address = HubAddress.parse(path)
+        if address is None:
+            return cls(name=name, bundle=Path(path))
+        return cls(name=name if equals else address.repo.partition("/")[2], bundle=path)
+
+    @property
+    def key(self) -> Path | str:
+        """The same for two names of one bundle."""
+        return self.bundle.resolve() if isinstance(self.bundle, Path) else self.bundle
 
 
 TURN_TOKENS = 4_096
@@ -137,16 +148,16 @@ def load_models(
     names = [spec.name for spec in specs]
     if not names or len(set(names)) != len(names):
         raise InputError("every model needs a name of its own", got=", ".join(names) or "none", allowed="NAME=BUNDLE")
-    loaded: dict[Path, ServedModel] = {}
+    loaded: dict[Path | str, ServedModel] = {}
     try:
         for spec in specs:
-            if spec.bundle.resolve() not in loaded:
-                load = partial(Reranker.load, spec.bundle, provider=provider, strict=strict, deployment=deployment)
+            if spec.key not in loaded:
+                # Found on the hub once: a variant that is loaded later must be of the same commit.
+                bundle = spec.bundle if isinstance(spec.bundle, Path) else Bundle.open(spec.bundle)
+                load = partial(Reranker.load, bundle, provider=provider, strict=strict, deployment=deployment)
                 reranker = load(precision=precision)
                 try:
-                    loaded[spec.bundle.resolve()] = ServedModel(
-                        spec.name, reranker, settings, open_variant=partial(_load_variant, load)
-                    )
+                    loaded[spec.key] = ServedModel(spec.name, reranker, settings, open_variant=partial(_load_variant, load))
                 except InputError:
                     reranker.close()
                     raise
@@ -154,7 +165,7 @@ def load_models(
         for model in loaded.values():
             model.close()
         raise
-    return {spec.name: loaded[spec.bundle.resolve()] for spec in specs}
+    return {spec.name: loaded[spec.key] for spec in specs}
 
 
 def _load_variant(load: Callable[..., Reranker], precision: Precision) -> Reranker:
