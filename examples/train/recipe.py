@@ -120,7 +120,7 @@ def run(loss: Loss, arguments: argparse.Namespace) -> None:
         similarity, untrained = before[test.name]
         candidates = evaluation.pairs / evaluation.queries
         print(f"\nnDCG@10, {test.name}: {evaluation.queries} questions, {candidates:.1f} candidates each")
-        print(f"  first stage, the file's order    {evaluation.first_stage.ndcg_at_10:.4f}")
+        print(f"  first stage, the file's order    {evaluation.first_stage.quality.ndcg_at_10:.4f}")
         print(f"  bi-encoder                       {similarity:.4f}")
         print(f"  before training, a random head   {untrained:.4f}")
         for precision, variant in evaluation.variants.items():
