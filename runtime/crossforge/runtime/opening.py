@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from crossforge.profiles import CrossforgeError, DeploymentProfile, OptimizationProfile, ProviderFallbackWarning
-from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine, usable_cores

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from crossforge.profiles import DeploymentProfile, InputError
-from crossforge.runtime.bundle import Bundle
+from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.profiling.batcher_target import batcher_target
