@@ -39,3 +39,11 @@ def test_whoever_wants_reports_has_them(tmp_path: Path) -> None:
 def test_huggingface_hub_does_not_tell_what_is_installed(tmp_path: Path) -> None:
     code = "import crossforge.runtime, huggingface_hub.constants as hub; assert hub.HF_HUB_DISABLE_TELEMETRY"
     assert written_at_home(tmp_path, code) == []
+
+
+def test_ray_does_not_report() -> None:
+    code = "import crossforge.runtime, ray; from ray._common.usage import usage_lib; print(usage_lib.usage_stats_enabled())"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = os.pathsep.join(str(SOURCES / name) for name in ("export", "runtime", "profiles"))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"

@@ -27,6 +27,7 @@ from crossforge.runtime.console import (
     print_json,
     print_ranking,
 )
+from crossforge.runtime.distributed.cli import app as bulk_app
 from crossforge.runtime.pairs.cli import app as pairs_app
 from crossforge.runtime.profiling.cli import app as profiling_app
 from crossforge.runtime.profiling.tuning_cli import app as tuning_app
@@ -105,6 +106,7 @@ for group in (
     pairs_app,
     profiling_app,
     tuning_app,
+    bulk_app,
     serving_app,
 ):
     app.add_typer(group)

@@ -78,6 +78,10 @@ def score(
     pairs: Annotated[
         Path | None, typer.Option(help='JSON lines of {"query", "passage"}; - is standard input.', show_default=False)
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the scores of --pairs to this file, as bulk does.", show_default=False)
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="With --output: score with actors on Ray, as bulk --ray does.")] = False,
     activation: Annotated[
         Activation | None, typer.Option(help="Apply this to the logits.", show_default="none: raw relevance")
     ] = None,
@@ -93,6 +97,19 @@ def score(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Score pairs: raw relevance, in the order given."""
+    if ray or output is not None:
+        if pairs is None or output is None or query is not None or passage:
+            raise InputError("bulk scoring reads a file and writes one", allowed="--pairs FILE --output FILE [--ray]")
+        if chunk is not None:
+            raise InputError("bulk scoring splits no passages", got=f"--chunk {chunk}", allowed="--pairs without --output")
+        from crossforge.runtime.distributed.cli import run_bulk
+        from crossforge.runtime.distributed.settings import BulkSettings, RaySettings
+
+        settings = BulkSettings(
+            provider=provider, precision=precision, deployment=read_deployment(deployment), activation=activation
+        )
+        run_bulk(bundle, pairs, output, settings=settings, on_ray=RaySettings() if ray else None, as_json=as_json)
+        return
     from crossforge.runtime.records import read_pairs
     from crossforge.runtime.reranker import Reranker
 

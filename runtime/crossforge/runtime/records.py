@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +66,34 @@ def read_pairs(path: str | Path) -> list[tuple[str, str]]:
     Raises:
         InputError: The file cannot be read, or a line is not such an object.
     """
-    pairs = []
-    for where, value in _json_lines(path):
-        name = "text" if "text" in value and "passage" not in value else "passage"
-        pairs.append((_text(value, "query", where), _text(value, name, where)))
-    return pairs
+    return [(_text(value, "query", where), _text(value, passage_key(value), where)) for where, value in _json_lines(path)]
+
+
+def parse_pair(raw: bytes, where: str) -> tuple[str, str, dict[str, object]] | None:
+    """Read one line of a file of pairs, for whoever streams it.
+
+    Args:
+        raw: The line, with or without its end.
+        where: The words that say where it stands.
+
+    Returns:
+        The query, the passage, and the line's other fields; None if the line is blank.
+
+    Raises:
+        InputError: As :func:`read_pairs`.
+    """
+    line = _decode(raw, where)
+    if not line:
+        return None
+    value = _parse_object(line, where)
+    key = passage_key(value)
+    query, passage = _text(value, "query", where), _text(value, key, where)
+    return query, passage, {name: item for name, item in value.items() if name not in ("query", key)}
+
+
+def passage_key(names: Container[str]) -> str:
+    """What a record of a pair calls its passage: ``text`` is taken for ``passage``."""
+    return "text" if "text" in names and "passage" not in names else "passage"
 
 
 def read_passages(path: str | Path) -> list[Passage]:
@@ -102,10 +125,14 @@ def read_passages(path: str | Path) -> list[Passage]:
 
 def _json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
     for where, line in _lines(path):
-        value = _parse(line, where)
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: not an object", got=f"{line:.60}", allowed="one JSON object a line")
-        yield where, value
+        yield where, _parse_object(line, where)
+
+
+def _parse_object(line: str, where: str) -> dict[str, object]:
+    value = _parse(line, where)
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: not an object", got=f"{line:.60}", allowed="one JSON object a line")
+    return value
 
 
 def _parse(line: str, where: str) -> object:
@@ -124,14 +151,15 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"cannot read {name} ({error.strerror or error})") from error
     for number, raw in enumerate(content.split(b"\n"), start=1):
         where = f"{name}, line {number}"
-        try:
-            line = raw.decode("utf-8").removeprefix("\ufeff").strip()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}: not UTF-8", got=f"byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-            ) from error
-        if line:
+        if line := _decode(raw, where):
             yield where, line
+
+
+def _decode(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8", got=f"byte 0x{raw[error.start]:02x} at column {error.start + 1}") from error
 
 
 def _text(value: dict[str, object], key: str, where: str) -> str:
