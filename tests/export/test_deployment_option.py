@@ -15,7 +15,7 @@ from crossforge.export.cli import app
 from crossforge.profiles import Precision
 from support.builders import make_parity, write_bundle
 
-RUNS_NO_BUNDLE = {"demo", "export", "quantize", "trim", "build", "native", "inspect"}
+RUNS_NO_BUNDLE = {"demo", "export", "quantize", "trim", "build", "native", "inspect", "push"}
 SETS_ITS_OWN = {"tune", "triton"}
 """``tune`` looks for a setting, ``triton`` writes one into the model's own configuration."""
 

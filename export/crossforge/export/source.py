@@ -320,7 +320,8 @@ def _load_model(source: str, location: str, options: SourceOptions, *, with_head
         raise SourceError(f"{source} holds no weights", allowed="*.safetensors")
     try:
         headed = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
-        model, info = (headed if with_head else AutoModel).from_pretrained(
+        loader: Any = headed if with_head else AutoModel
+        model, info = loader.from_pretrained(
             location,
             revision=options.revision,
             trust_remote_code=options.trust_remote_code,
