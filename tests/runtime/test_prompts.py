@@ -186,3 +186,8 @@ def test_the_lengths_are_those_of_the_sequences() -> None:
 def test_a_body_without_its_places_is_no_prompt(body: str, instruction: str | None) -> None:
     with pytest.raises(ValueError, match="prompt"):
         Prompt(prefix="", body=body, suffix="", instruction=instruction)
+
+
+def test_a_passage_within_a_prompt_is_not_split_into_windows() -> None:
+    with pytest.raises(InputError, match="not split into windows"):
+        SHORT_PROMPT.encode(QUERY, [PASSAGE], chunk="max")
