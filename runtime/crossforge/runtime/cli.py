@@ -102,6 +102,10 @@ def score(
             raise InputError("bulk scoring reads a file and writes one", allowed="--pairs FILE --output FILE [--ray]")
         if chunk is not None:
             raise InputError("bulk scoring splits no passages", got=f"--chunk {chunk}", allowed="--pairs without --output")
+        if instruction is not None:
+            raise InputError(
+                "bulk scoring gives no instruction", got=f"--instruction {instruction!r}", allowed="--pairs without --output"
+            )
         from crossforge.runtime.distributed.cli import run_bulk
         from crossforge.runtime.distributed.settings import BulkSettings, RaySettings
 

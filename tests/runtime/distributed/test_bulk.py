@@ -277,6 +277,8 @@ def test_the_commands_write_the_same_file(tiny_bundle: Path, tmp_path: Path) -> 
     [
         ["score", "BUNDLE", "--ray", "--pairs", "in.jsonl"],
         ["score", "BUNDLE", "--output", "out.jsonl", "-q", "query", "-p", "passage"],
+        ["score", "BUNDLE", "--pairs", "in.jsonl", "--output", "out.jsonl", "--chunk", "max"],
+        ["score", "BUNDLE", "--pairs", "in.jsonl", "--output", "out.jsonl", "--instruction", "Judge."],
         ["bulk", "BUNDLE", "in.jsonl", "out.jsonl", "--actors", "2"],
         ["bulk", "BUNDLE", "in.jsonl", "out.parquet"],
         ["bulk", "BUNDLE", "missing.jsonl", "out.jsonl"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -65,15 +67,16 @@ def run_bulk(
     from crossforge.runtime.distributed.bulk import LocalRunner, score_file
     from crossforge.runtime.distributed.ray_data import RayRunner
 
-    summary = score_file(
-        bundle,
-        source,
-        output,
-        settings=settings,
-        runner=LocalRunner() if on_ray is None else RayRunner(on_ray),
-        progress=TerminalProgress(),
-        say=lambda line: err.print(f"  {line}"),
-    )
+    with redirect_stdout(sys.stderr):  # where Ray prints what happens to its processes
+        summary = score_file(
+            bundle,
+            source,
+            output,
+            settings=settings,
+            runner=LocalRunner() if on_ray is None else RayRunner(on_ray),
+            progress=TerminalProgress(),
+            say=lambda line: err.print(f"  {line}"),
+        )
     if as_json:
         print_json(summary)
         return
