@@ -1,6 +1,6 @@
 """BCE against LCE, by the number of mined negatives: the recipes of ``examples/train/`` on one split, over several seeds.
 
-python benchmarks/training.py --run run.jsonl --qrels qrels.txt --test-run test.jsonl --test-qrels test-qrels.txt \
+python benchmarks/training_losses.py --run run.jsonl --qrels qrels.txt --test-run test.jsonl --test-qrels test-qrels.txt \
     --plot docs/img/training.svg
 
 Every finished training is a line of ``--results``, and is not repeated; so it can be stopped, and more seeds can be added.
