@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRITON_VENV := .venv-triton
 CLIENTS_VENV := .venv-clients
+# A process a core; the tests of a file stay together, as they share what is slow to make.
+IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test test-quick test-gpu check format bench bench-peers clean
@@ -21,10 +23,10 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/crossforge demo
 
 test: $(VENV)/.dev-installed $(TRITON_VENV)/.installed $(CLIENTS_VENV)/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest $(IN_PARALLEL)
 
 test-quick: $(VENV)/.dev-installed
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(IN_PARALLEL) -m "not slow"
 
 test-gpu: $(VENV)/.dev-installed
 	$(BIN)/pytest -m gpu

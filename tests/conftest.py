@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from support.fake_hub import FakeHub
@@ -26,14 +27,24 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process of a run to need it makes; the others, of pytest-xdist, wait for it and share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            made = tmp_path_factory.mktemp(name) / "made"
+            make(made)
+            made.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the embedded model, exported once a session."""
+    """A bundle of the embedded model, exported once a run."""
     from crossforge.export.exporter import export_bundle
 
-    path = tmp_path_factory.mktemp("demo") / "bundle"
-    export_bundle("demo", path)
-    return path
+    return make_once(tmp_path_factory, "demo-bundle", lambda path: export_bundle("demo", path))
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +65,12 @@ def demo_embedder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def native_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The native engine, compiled once a session; skips where there is no compiler."""
-    from crossforge.runtime.sessions.native.library import build_library
+    from crossforge.runtime.sessions.native.library import build_library, library_path
 
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to compile the native engine with")
-    return build_library(tmp_path_factory.mktemp("cache") / "crossforge" / "native")
+    folder = make_once(tmp_path_factory, "cache", lambda path: build_library(path / "crossforge" / "native"))
+    return library_path(folder / "crossforge" / "native")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import CancelledError, wait
 from threading import Event
+from typing import Any
 
 import pytest
 
@@ -94,10 +95,10 @@ def test_a_scheduled_request_that_is_cancelled_before_it_is_tokenized_is_forgott
     ):
         encode = reranker.tokenizer.encode
 
-        def encode_slowly(query: str, passages: list[str]) -> EncodedPairs:
+        def encode_slowly(query: str, passages: list[str], **options: Any) -> EncodedPairs:
             begun.set()
             assert go_on.wait(WAIT_S)
-            return encode(query, passages)
+            return encode(query, passages, **options)
 
         monkeypatch.setattr(reranker.tokenizer, "encode", encode_slowly)
         slow = batcher.schedule(QUERY, ["berlin"])
