@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 from common import demo_bundle, workload
 
-from crossforge.profiles import ExecutionProvider
+from crossforge.profiles import ExecutionProvider, Precision
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.machine import usable_cores
 from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits
@@ -35,6 +35,8 @@ class Setting:
     budget_tokens: int = CPU_BUDGET_TOKENS
     fuse_skip_layer_norm: bool = False
     spin: bool = True
+    arena: bool = True
+    pattern: bool = True
 
 
 SETTINGS = (
@@ -42,6 +44,8 @@ SETTINGS = (
     Setting("one worker, all threads", threads=usable_cores(), workers=1),
     Setting("one worker, all threads, no spinning", threads=usable_cores(), workers=1, spin=False),
     Setting("SkipLayerNormalization fused", fuse_skip_layer_norm=True),
+    Setting("no memory arena", arena=False),
+    Setting("no memory pattern", pattern=False),
     *(Setting(f"{tokens:,} tokens", budget_tokens=tokens) for tokens in (128, 256, 512, 1024, 2048)),
 )
 
@@ -55,6 +59,8 @@ class PlainSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = setting.threads
+        options.enable_cpu_mem_arena = setting.arena
+        options.enable_mem_pattern = setting.pattern
         if not setting.spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         disabled = [] if setting.fuse_skip_layer_norm else ["SkipLayerNormFusion"]
@@ -81,7 +87,8 @@ def main() -> None:
     tokenizer = PairTokenizer.from_file(bundle.path / TOKENIZER_NAME, manifest.pair_template, manifest.truncation)
     pairs = tokenizer.encode_pairs(work.pairs)
     print(f"\n{work.name}: {len(pairs)} pairs, {arguments.rounds} rounds in turns, {usable_cores()} cores")
-    for precision, variant in manifest.variants.items():
+    for precision in (Precision.FP32, Precision.INT8):
+        variant = manifest.variants[precision]
         runs = {setting.name: runner(bundle, bundle.path / variant.path, setting, pairs) for setting in SETTINGS}
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for run in runs.values():

@@ -15,6 +15,8 @@ from filelock import FileLock
 if TYPE_CHECKING:
     from support.fake_hub import FakeHub
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers, and a rich console made meanwhile keeps that width
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 """Real ranking data, which is not part of the repository."""
 
@@ -106,3 +108,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long and uses every core comes first, so that it is not what all processes wait for at the end."""
+    items.sort(key=lambda item: "test_on_ray" not in item.nodeid)
