@@ -3,8 +3,6 @@
 
 #include <immintrin.h>
 
-#include <cstring>
-
 #include "kernels_vector.h"
 
 namespace crossforge {
@@ -57,11 +55,6 @@ struct Avx2 {
         _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, words));
     }
 
-    INLINE __m128i four_codes(const uint8_t* row) {
-        int32_t four;
-        std::memcpy(&four, row, sizeof four);
-        return _mm_set1_epi32(four);
-    }
 };
 
 }  // namespace

@@ -18,13 +18,18 @@ INLINE __m256i multiply_add(__m256i sum, __m256i codes, __m256i weights) { retur
 #endif
 
 struct Vnni : Avx2 {
-    static constexpr int kColumns = 16;
+    using Code = uint8_t;
+    static constexpr int kRows = 6, kColumns = 16;
+
+    INLINE const Code* prepare(const uint8_t* codes, size_t) { return codes; }
 
     template <int R>
-    INLINE void multiply(const uint8_t* rows, const int8_t* panel, const int32_t* start, int inner, int32_t* sums) {
+    INLINE void multiply(const Code* rows, const int8_t* panel, const int32_t* start, int inner, int32_t* sums) {
         const auto* first = reinterpret_cast<const __m256i*>(start);
         __m256i sum[R][2];
+#pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
             for (int w = 0; w < 2; ++w) sum[r][w] = _mm256_loadu_si256(first + w);
         for (int k = 0; k < inner; k += kDepth) {
             const __m256i left = _mm256_load_si256(reinterpret_cast<const __m256i*>(panel));
@@ -32,7 +37,8 @@ struct Vnni : Avx2 {
             panel += kPanel * kDepth;
 #pragma GCC unroll 6
             for (int r = 0; r < R; ++r) {
-                const __m256i codes = _mm256_broadcastd_epi32(four_codes(rows + static_cast<size_t>(r) * inner + k));
+                const auto* four = reinterpret_cast<const float*>(rows + static_cast<size_t>(r) * inner + k);
+                const __m256i codes = _mm256_castps_si256(_mm256_broadcast_ss(four));
                 sum[r][0] = multiply_add(sum[r][0], codes, left);
                 sum[r][1] = multiply_add(sum[r][1], codes, right);
             }

@@ -15,7 +15,10 @@ namespace {
 
 struct Neon {
     using Floats = float32x4_t;
-    static constexpr int kWidth = 4, kVectors = 4, kColumns = 16, kCodeOffset = 128;
+    using Code = uint8_t;
+    static constexpr int kWidth = 4, kVectors = 4, kRows = 4, kColumns = 16, kCodeOffset = 128;
+
+    INLINE const Code* prepare(const uint8_t* codes, size_t) { return codes; }
 
     INLINE Floats set(float x) { return vdupq_n_f32(x); }
     INLINE Floats load(const float* p) { return vld1q_f32(p); }
@@ -61,10 +64,12 @@ struct Neon {
     }
 
     template <int R>
-    INLINE void multiply(const uint8_t* rows, const int8_t* panel, const int32_t* start, int inner, int32_t* sums) {
+    INLINE void multiply(const Code* rows, const int8_t* panel, const int32_t* start, int inner, int32_t* sums) {
         constexpr int kStep = kPanel * kDepth;
         int32x4_t sum[R][4];
+#pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
             for (int w = 0; w < 4; ++w) sum[r][w] = vld1q_s32(start + 4 * w);
         for (int k = 0; k < inner; k += 4 * kDepth) {
             int8x16_t codes[R];

@@ -13,13 +13,11 @@
 namespace crossforge {
 namespace {
 
-constexpr int kTileRows = 6;  // of every product: with them the sums fill the registers
-
-// run(first row, number of rows as a constant) for all rows, six by six.
-template <class Run>
+// run(first row, number of rows as a constant) for all rows, kRows by kRows, six at most.
+template <int kRows, class Run>
 INLINE void by_tiles(int count, Run&& run) {
     int r = 0;
-    for (; r + kTileRows <= count; r += kTileRows) run(r, std::integral_constant<int, 6>());
+    for (; r + kRows <= count; r += kRows) run(r, std::integral_constant<int, kRows>());
     switch (count - r) {
         case 1: run(r, std::integral_constant<int, 1>()); break;
         case 2: run(r, std::integral_constant<int, 2>()); break;
@@ -33,7 +31,8 @@ template <class V>
 struct Steps {
     using F = typename V::Floats;
     static constexpr int kWidth = V::kWidth;
-    static constexpr int kColumns = V::kColumns;             // of an integer product's tile
+    static constexpr int kRows = V::kRows, kColumns = V::kColumns;  // of an integer product's tile
+    static constexpr int kFloatRows = 6;                     // of a float product's tile
     static constexpr int kVectors = V::kVectors;             // columns of a float product's tile, in registers
     static constexpr int kKeys = kWidth * kVectors;          // what keys are padded to
 
@@ -49,7 +48,7 @@ struct Steps {
     }
 
     template <int R, bool WithGelu>
-    INLINE void tile(const uint8_t* rows, const float* row_scales, const Linear& layer, int column, float* out, int out_stride,
+    INLINE void tile(const typename V::Code* rows, const float* row_scales, const Linear& layer, int column, float* out, int out_stride,
                      float* largest) {
         alignas(64) int32_t sums[R * kColumns];
         const int8_t* panel = layer.panels + static_cast<size_t>(column / kPanel) * kPanel * layer.inner + column % kPanel * kDepth;
@@ -73,10 +72,14 @@ struct Steps {
     template <bool WithGelu>
     INLINE void product(const uint8_t* rows, const float* row_scales, int count, const Linear& layer, int first_column, int columns,
                         float* out, int out_stride, float* largest) {
-        for (int c = 0; c < columns; c += kColumns)
-            by_tiles(count, [&](int r, auto size) {
-                tile<size(), WithGelu>(rows + static_cast<size_t>(r) * layer.inner, row_scales + r, layer, first_column + c,
-                                    out + static_cast<size_t>(r) * out_stride + c, out_stride, largest + kWidth * r);
+        const typename V::Code* codes = V::prepare(rows, static_cast<size_t>(count) * layer.inner);
+        // All columns of a panel for one tile of rows: written piece by piece, rows a power of two apart would push each other out
+        // of the cache.
+        for (int c = 0; c < columns; c += kPanel)
+            by_tiles<kRows>(count, [&](int r, auto size) {
+                for (int s = c; s < c + kPanel; s += kColumns)
+                    tile<size(), WithGelu>(codes + static_cast<size_t>(r) * layer.inner, row_scales + r, layer, first_column + s,
+                                           out + static_cast<size_t>(r) * out_stride + s, out_stride, largest + kWidth * r);
             });
     }
 
@@ -186,7 +189,9 @@ struct Steps {
     INLINE void multiply_floats(const float* a, int a_stride, const float* b, int b_stride, int depth, const float* factor, float* out,
                                 int out_stride) {
         F sums[R][kVectors];
+#pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) sums[r][v] = V::set(0.0f);
         for (int k = 0; k < depth; ++k) {
             F values[kVectors];
@@ -218,14 +223,14 @@ struct Steps {
                 transposed[static_cast<size_t>(d) * padded + j] = j < keys ? key[static_cast<size_t>(j) * stride + d] : 0.0f;
         for (int first = 0; first < queries; first += kQueries) {
             const int rows = std::min(kQueries, queries - first);
-            by_tiles(rows, [&](int r, auto size) {
+            by_tiles<kFloatRows>(rows, [&](int r, auto size) {
                 for (int j = 0; j < padded; j += kKeys)
                     multiply_floats<size()>(query + static_cast<size_t>(first + r) * stride, stride, transposed + j, padded, head_width,
                                             nullptr, scores + static_cast<size_t>(r) * padded + j, padded);
             });
             float inverse[kQueries];
             for (int r = 0; r < rows; ++r) inverse[r] = soften(scores + static_cast<size_t>(r) * padded, keys, padded, factor);
-            by_tiles(rows, [&](int r, auto size) {
+            by_tiles<kFloatRows>(rows, [&](int r, auto size) {
                 for (int d = 0; d < head_width; d += kKeys)
                     multiply_floats<size()>(scores + static_cast<size_t>(r) * padded, padded, value + d, stride, keys, inverse + r,
                                             out + static_cast<size_t>(first + r) * out_stride + d, out_stride);

@@ -27,7 +27,8 @@ _X86_FLAGS: dict[str, tuple[str, ...]] = {
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     ),
     "kernels_avx_vnni.cpp": ("-mavx2", "-mfma", "-mavxvnni"),
-    "kernels_avx2.cpp": ("-mavx2", "-mfma"),
+    # Otherwise GCC 12 copies the sums from register to register inside the product's loop: 55 pairs/s a core, 68 without.
+    "kernels_avx2.cpp": ("-mavx2", "-mfma", "-O2", "-fno-ivopts", "-fno-tree-pre"),
 }
 _SOURCE_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": _X86_FLAGS,
