@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", default="int8_native")
     parser.add_argument("--queries", type=int, default=2)
-    parser.add_argument("--calls", type=int, default=150, help="of each query with 100 candidates; four times as many with 20")
+    parser.add_argument("--calls", type=int, default=150, help="of a query with 100 candidates; with 20, four times as many")
     arguments = parser.parse_args()
     print("| query | candidates | calls | p50 ms | p90 ms | p99 ms | p99 / p50 |\n|---|---|---|---|---|---|---|")
     with Reranker.load(demo_bundle_of_all(), precision=arguments.precision) as reranker:

@@ -11,7 +11,7 @@ from rich.table import Table
 from crossforge.export.bundle_cli import parse_precisions
 from crossforge.profiles import InputError
 from crossforge.runtime.cli import BundleArgument, DeploymentOption, ProviderOption, read_deployment
-from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json
+from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json, print_wide
 from crossforge.runtime.pairs.cli import LabelColumnOption, LabelsOption, QuotingOption
 from crossforge.runtime.pairs.options import Criterion, LabelKind, PairFormat
 
@@ -86,19 +86,27 @@ def evaluate(
     if as_json:
         print_json(_evaluation_document(evaluation))
         return
-    table = Table("", "nDCG@10", "MRR@10", "recall@100", "change (95 % interval)", "p", "Kendall tau", "pairs/s", box=None)
+    table = _table("nDCG@10", "MRR@10", "recall@100", "change (95 % interval)", "p", "Kendall tau", "pairs/s")
     table.add_row("first stage", *_row(evaluation.first_stage), "")
     for path, ranking in evaluation.embedders.items():
         table.add_row(f"{Path(path).name} {ranking.precision}", *_row(ranking), f"{ranking.pairs_per_s:.0f}")
     for name, variant in evaluation.variants.items():
         table.add_row(name, *_row(variant), f"{variant.pairs_per_s:.0f}")
-    out.print(table)
+    print_wide(table)
     out.print(
         f"{evaluation.queries} queries, {evaluation.pairs} pairs; change of nDCG@10 and Kendall tau against "
         f"{evaluation.reference}; p by paired randomization."
     )
     if evaluation.unjudged_queries:
         out.print(f"{evaluation.unjudged_queries} queries of the run have no judgement and were left out.")
+
+
+def _table(*names: str) -> Table:
+    """A table whose cells stay in one line: figures that are cut cannot be compared."""
+    table = Table("", box=None)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    return table
 
 
 def _row(ranking: RankingEvaluation) -> tuple[str, ...]:
@@ -114,7 +122,7 @@ def _row(ranking: RankingEvaluation) -> tuple[str, ...]:
 def _print_pair_evaluation(evaluation: PairEvaluation) -> None:
     is_binary = evaluation.kind is LabelKind.BINARY
     names = ("AP", "F1", "accuracy", "best F1") if is_binary else ("Spearman", "Pearson")
-    table = Table("", *names, "change (95 % interval)", "largest diff.", "pairs/s", box=None)
+    table = _table(*names, "change (95 % interval)", "largest diff.", "pairs/s")
     for name, variant in evaluation.variants.items():
         figures: tuple[float | None, ...] = ()
         if variant.binary is not None and variant.as_deployed is not None:
@@ -128,7 +136,7 @@ def _print_pair_evaluation(evaluation: PairEvaluation) -> None:
             change = f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f})"
         shown = ("-" if figure is None else f"{figure:.4f}" for figure in figures)
         table.add_row(name, *shown, change, f"{variant.largest_difference:.4f}", f"{variant.pairs_per_s:.0f}")
-    out.print(table)
+    print_wide(table)
     out.print(f"{evaluation.pairs} pairs; labels: {evaluation.labels}; change of {names[0]} against {evaluation.reference}.")
     if (deployed := evaluation.variants[evaluation.reference].as_deployed) is not None:
         out.print(

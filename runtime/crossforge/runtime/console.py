@@ -26,6 +26,7 @@ from crossforge.runtime.progress import Stage
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_WIDE = 120
 out = Console(soft_wrap=True, highlight=False)
 """For results."""
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -38,6 +39,11 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 def print_json(document: object) -> None:
     """Print dataclasses and plain values as one JSON document on stdout."""
     sys.stdout.write(json.dumps(encode(document), indent=2, ensure_ascii=False) + "\n")
+
+
+def print_wide(table: Table) -> None:
+    """Print a table whose lines may be longer than the terminal, or than what is taken for its width where there is none."""
+    Console(width=max(out.width, _WIDE), highlight=False).print(table)
 
 
 def print_ranking(rows: Iterable[tuple[float, str, str]]) -> None:
