@@ -182,6 +182,9 @@ def test_connections_that_are_dropped_leave_nothing_behind(sent: bytes) -> None:
             with connect(service) as connection:
                 connection.sendall(sent)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")  # a reset
+        with connect(service) as last:  # connections are taken in the order of their coming
+            last.sendall(b"GET /ready HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            read_all(last)
         model = service.models["tiny"]
         wait_until(lambda: len(service.server.server_state.connections) <= 1)  # the test's own client
         wait_until(lambda: model.scorer.estimate_wait_s() == 0)
