@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRITON_VENV := .venv-triton
 CLIENTS_VENV := .venv-clients
-# A process a core; the tests of a file stay together, as they share what is slow to make.
-IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+# A process a core; the tests of a file stay together, as they share what is slow to make, and the files stay in the order of
+# tests/conftest.py.
+IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test test-quick test-gpu check format bench bench-peers clean

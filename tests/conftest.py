@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from filelock import FileLock
+
+from support.sharing import make_once
 
 if TYPE_CHECKING:
     from support.fake_hub import FakeHub
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers, and a rich console made meanwhile keeps that width
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There are as many processes as cores: a second thread of PyTorch's would spin where another process computes.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 """Real ranking data, which is not part of the repository."""
@@ -29,39 +33,39 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that the first process of a run to need it makes; the others, of pytest-xdist, wait for it and share it."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            made = tmp_path_factory.mktemp(name) / "made"
-            make(made)
-            made.rename(folder)
-    return folder
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``crossforge demo --json`` made of the embedded model, once a run: its bundle, and what it printed."""
+    from support.demo import run_demo
+
+    return make_once(tmp_path_factory, "demo-run", run_demo)
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the embedded model, exported once a run."""
-    from crossforge.export.exporter import export_bundle
+def demo_bundle(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of it, as ``crossforge export demo`` writes it: without what only some processors run."""
+    from crossforge.profiles import Precision
+    from support.demo import BUNDLE, copy_without
 
-    return make_once(tmp_path_factory, "demo-bundle", lambda path: export_bundle("demo", path))
+    return make_once(
+        tmp_path_factory, "demo-bundle", lambda path: copy_without(demo_run / BUNDLE, path, Precision.INT8_NATIVE)
+    )
 
 
 @pytest.fixture(scope="session")
 def demo_embedder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the embedded model's base, a bi-encoder, exported once a session; fp32 alone, judged on one query."""
+    """A bundle of the embedded model's base, a bi-encoder, exported once a run; fp32 alone, judged on one query."""
     from crossforge.export.exporter import ExportOptions, export_bundle
     from crossforge.export.pairs import berlin
     from crossforge.profiles import Precision
 
-    folder, record = tmp_path_factory.mktemp("demo-embedder"), berlin()
-    run = folder / "run.jsonl"
-    passages = [{"id": passage.id, "text": passage.text} for passage in record.passages]
-    run.write_text(json.dumps({"qid": record.qid, "query": record.query, "passages": passages}), encoding="utf-8")
-    export_bundle("demo-embedder", folder / "bundle", ExportOptions(precisions=(Precision.FP32,), verification=run))
-    return folder / "bundle"
+    def make(bundle: Path) -> None:
+        record, run = berlin(), tmp_path_factory.mktemp("demo-embedder") / "run.jsonl"
+        passages = [{"id": passage.id, "text": passage.text} for passage in record.passages]
+        run.write_text(json.dumps({"qid": record.qid, "query": record.query, "passages": passages}), encoding="utf-8")
+        export_bundle("demo-embedder", bundle, ExportOptions(precisions=(Precision.FP32,), verification=run))
+
+    return make_once(tmp_path_factory, "demo-embedder-bundle", make)
 
 
 @pytest.fixture(scope="session")
@@ -111,5 +115,5 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long and uses every core comes first, so that it is not what all processes wait for at the end."""
-    items.sort(key=lambda item: "test_on_ray" not in item.nodeid)
+    """The files that take longest come first: one that began last would leave the other processes nothing to do."""
+    items.sort(key=lambda item: LONGEST_FIRST.get(item.path.name, len(LONGEST_FIRST)))

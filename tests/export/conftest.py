@@ -17,6 +17,7 @@ from crossforge.runtime.batching import Batch
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.machine import inspect_machine
 from support.calibration import batches_of
+from support.sharing import make_once
 from support.tiny_models import UNGATED, save_tiny_model
 
 
@@ -46,9 +47,7 @@ def tiny_graph(tiny_source: LoadedSource) -> ModelProto:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle; tests must not change it."""
-    path = tmp_path_factory.mktemp("tiny") / "bundle"
-    export_bundle(str(tiny_checkpoint), path, UNGATED)
-    return path
+    return make_once(tmp_path_factory, "tiny-bundle", lambda path: export_bundle(str(tiny_checkpoint), path, UNGATED))
 
 
 @pytest.fixture(scope="session")

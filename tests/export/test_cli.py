@@ -16,6 +16,7 @@ from crossforge.profiles import Precision
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.sessions.native.library import NATIVE_INSTRUCTION_SETS
+from support.demo import BUNDLE, PRINTED
 
 QUERY = "How many people live in Berlin?"
 
@@ -321,17 +322,15 @@ def test_version_is_printed() -> None:
 
 
 @pytest.mark.slow
-def test_demo_exports_ranks_and_measures(tmp_path: Path) -> None:
-    result = crossforge("demo", "--bundle", tmp_path / "bundle", "--json")
-    assert result.exit_code == 0, result.stderr
-    document = json.loads(result.stdout)
+def test_demo_exports_ranks_and_measures(demo_run: Path) -> None:
+    document = json.loads((demo_run / PRINTED).read_text(encoding="utf-8"))
     assert document["results"][0]["text"].startswith("Berlin has about")
     runs_native = set(NATIVE_INSTRUCTION_SETS) & set(inspect_machine().instruction_sets) and shutil.which("g++") is not None
     assert list(document["variants"]) == ["fp32", "int8", *(["int8_native"] if runs_native else [])]
     for variant in document["variants"].values():
         assert variant["parity"]["passed"] is True
         assert variant["pairs_per_s"] > 0
-        assert (tmp_path / "bundle" / variant["path"]).stat().st_size == variant["size_bytes"]
+        assert (demo_run / BUNDLE / variant["path"]).stat().st_size == variant["size_bytes"]
 
 
 # quantize, and what judges it

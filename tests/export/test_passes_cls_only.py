@@ -19,6 +19,7 @@ from crossforge.export.onnx import export_onnx
 from crossforge.export.passes import quantize_int8_dynamic
 from crossforge.export.passes.cls_only import keep_first_row
 from crossforge.export.source import load_source
+from support.onnx_sessions import open_session
 from support.tiny_models import MAX_LENGTH, save_tiny_model
 
 Array = NDArray[np.generic]
@@ -101,10 +102,6 @@ def hidden_states(rows: int = 3, tokens: int = 7) -> dict[str, Array]:
 def run(model: ModelProto, inputs: Mapping[str, Array]) -> list[Floats]:
     answers: list[Floats] = open_session(model).run(None, dict(inputs))
     return answers
-
-
-def open_session(model: ModelProto) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def assert_same(model: ModelProto, other: ModelProto, inputs: Mapping[str, Array]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
@@ -18,6 +17,7 @@ from crossforge.export.onnx import export_onnx
 from crossforge.export.passes import convert_fp16, fuse_for_cpu, fuse_for_cuda, keep_first_row, quantize_int8_dynamic
 from crossforge.export.passes.graph import find_types
 from crossforge.export.source import load_source
+from support.onnx_sessions import open_session
 from support.tiny_models import save_tiny_model
 
 Array = NDArray[Any]
@@ -57,10 +57,7 @@ def batch(model: ModelProto, rows: int = 6, tokens: int = 23) -> dict[str, Array
 
 
 def run(model: ModelProto, inputs: dict[str, Array]) -> Array:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    answer: Array = session.run(None, inputs)[0]
+    answer: Array = open_session(model).run(None, inputs)[0]
     return answer
 
 

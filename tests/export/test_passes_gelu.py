@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import ModelProto, numpy_helper
 from scipy.special import erf
 
 from crossforge.export.passes import quantize_int8_dynamic
 from crossforge.export.passes.gelu import MINIMUM, find_gelu_outputs
+from support.onnx_sessions import run
 
 SPELLED_OUT = """
     halved = Div(x, root)
@@ -92,7 +92,6 @@ def test_the_code_of_gelu_clips_nothing_and_has_231_steps_above_zero(largest: fl
     x = np.linspace(-4, largest, 4 * 16, dtype=np.float32).reshape(1, 4, 16)
     gelu = 0.5 * x * (1 + erf(x / np.sqrt(2)))
     quantized = quantize_int8_dynamic(graph(SPELLED_OUT)).model
-    session = onnxruntime.InferenceSession(quantized.SerializeToString(), providers=["CPUExecutionProvider"])
-    (answer,) = session.run(None, {"x": x, "other": x})
+    answer = run(quantized, x=x, other=x)
     step = np.maximum(gelu.max(axis=-1, keepdims=True) / 231, -MINIMUM / 24)
     assert (np.abs(answer - gelu) <= step / 2 * 1.01).all()

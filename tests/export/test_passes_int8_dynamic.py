@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from crossforge.export.onnx import opset_of
 from crossforge.export.passes import quantize_int8_dynamic
 from crossforge.export.passes.rounding import quantize_columns
 from crossforge.profiles import InputError
+from support.onnx_sessions import run
 
 Array = NDArray[np.generic]
 RNG = np.random.default_rng(0)
@@ -37,12 +37,6 @@ def graph(text: str, weights: Mapping[str, Array], opset: int = 18) -> ModelProt
 
 def linear_layer(opset: int = 18) -> ModelProto:
     return graph("g (float[b, s, 16] x) => (float[b, s, 8] y) { y = MatMul(x, w) }", {"w": WEIGHT}, opset)
-
-
-def run(model: ModelProto, **inputs: Array) -> Array:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    answer: Array = session.run(None, inputs)[0]
-    return answer
 
 
 def batch(rows: int, tokens: int) -> dict[str, Array]:

@@ -24,6 +24,7 @@ from crossforge.export.ranges import ActivationRange, collect_ranges
 from crossforge.export.source import load_source
 from crossforge.profiles import InputError
 from crossforge.runtime.batching import Batch
+from support.onnx_sessions import open_session, run
 from support.tiny_models import MAX_LENGTH, save_tiny_model
 
 Array = NDArray[np.generic]
@@ -53,12 +54,6 @@ def two_layers() -> ModelProto:
         "g (float[b, s, 16] x) => (float[b, s, 8] y) { p = MatMul(x, w)  t = Tanh(x)  q = MatMul(t, v)  y = Add(p, q) }",
         {"w": WEIGHT, "v": WEIGHT[::-1].copy()},
     )
-
-
-def run(model: ModelProto, **inputs: Array) -> Array:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    answer: Array = session.run(None, inputs)[0]
-    return answer
 
 
 def batch_of(rows: int, tokens: int, seed: int = 1) -> Batch:
@@ -272,10 +267,7 @@ def test_a_pairs_logits_do_not_depend_on_its_batch(
 @pytest.fixture(scope="module")
 def sessions(tiny_graph: ModelProto, tiny_ranges: Ranges) -> dict[ActivationType, onnxruntime.InferenceSession]:
     return {
-        activations: onnxruntime.InferenceSession(
-            quantize_int8_static(tiny_graph, tiny_ranges, activations=activations).model.SerializeToString(),
-            providers=["CPUExecutionProvider"],
-        )
+        activations: open_session(quantize_int8_static(tiny_graph, tiny_ranges, activations=activations).model)
         for activations in ActivationType
     }
 

@@ -43,6 +43,7 @@ from crossforge.export.source import load_source
 from crossforge.profiles import InputError
 from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.machine import inspect_machine
+from support.onnx_sessions import open_session
 from support.tiny_models import MAX_LENGTH, VOCABULARY, save_tiny_model
 
 Array = NDArray[Any]
@@ -211,10 +212,18 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def subject(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    folder = save_tiny_model(tmp_path_factory.mktemp(architecture) / "checkpoint", architecture)
-    tokenizer_json = (folder / "tokenizer.json").read_text()
-    return Subject(graph=export_onnx(load_source(str(folder)).model), tokenizer_json=tokenizer_json)
+def subjects() -> dict[str, Subject]:
+    """Those made so far: pytest comes back to an architecture with every pass."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def subject(architecture: str, subjects: dict[str, Subject], tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    if architecture not in subjects:
+        folder = save_tiny_model(tmp_path_factory.mktemp(architecture) / "checkpoint", architecture)
+        graph = export_onnx(load_source(str(folder)).model)
+        subjects[architecture] = Subject(graph=graph, tokenizer_json=(folder / "tokenizer.json").read_text())
+    return subjects[architecture]
 
 
 @pytest.fixture(scope="module", params=PASSES)
@@ -222,13 +231,6 @@ def applied(request: pytest.FixtureRequest, architecture: str, subject: Subject)
     before = serialized(subject.graph)
     result = PASSES[request.param].apply(subject.graph, subject)
     return Applied(name=request.param, architecture=architecture, subject=subject, before=before, result=result)
-
-
-def open_session(model: ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def serialized(model: ModelProto) -> bytes:

@@ -21,8 +21,9 @@ from crossforge.export.source import load_source
 from crossforge.profiles import Truncation, TruncationSide
 from crossforge.runtime.batching import BatchPlan, collate
 from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template
+from support.onnx_sessions import run
 from support.tiny_models import MAX_LENGTH, VOCABULARY, save_tiny_model
-from support.vocabularies import NONE, SAME, Array, run, table_of, tokens_of, vocabulary_of
+from support.vocabularies import NONE, SAME, Array, table_of, tokens_of, vocabulary_of
 
 TRUNCATION = Truncation(max_length=MAX_LENGTH, query_max_length=32, side=TruncationSide.RIGHT)
 PAIRS = (

@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer, models, processors
 
 from crossforge.export.passes.trim_vocabulary import renumber_tokens, trim_vocabulary
 from crossforge.profiles import InputError
-from support.vocabularies import SAME, lookup_model, run, serialize, table_of, tokens_of, vocabulary_of, words
+from support.onnx_sessions import run
+from support.vocabularies import SAME, lookup_model, serialize, table_of, tokens_of, vocabulary_of, words
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from onnx import ModelProto
@@ -24,6 +23,7 @@ from crossforge.export.source import LoadedSource
 from crossforge.profiles import InputError
 from crossforge.runtime.batching import Batch
 from support.calibration import batches_of
+from support.onnx_sessions import open_session
 from support.tiny_models import MAX_LENGTH
 
 OUTLIER_CHANNEL = 5
@@ -48,7 +48,7 @@ def fragile(tiny_source: LoadedSource) -> ModelProto:
 
 
 def logits_of(model: ModelProto, batches: list[Batch]) -> np.ndarray:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model)
     names = {value.name for value in session.get_inputs()}
     return np.concatenate([session.run(None, {k: v for k, v in batch.items() if k in names})[0] for batch in batches])
 

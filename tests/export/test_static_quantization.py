@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from onnx import ModelProto, numpy_helper
 
@@ -18,6 +17,7 @@ from crossforge.export.repair import find_repair
 from crossforge.export.static_quantization import StaticRecipe, prepare_int8_static
 from crossforge.profiles import InputError
 from crossforge.runtime.batching import Batch
+from support.onnx_sessions import open_session
 
 BOTH = pytest.mark.parametrize("activations", list(ActivationType))
 OUTLIER_CHANNEL = 5
@@ -47,7 +47,7 @@ def recipe(fragile: ModelProto, batches: list[Batch]) -> StaticRecipe:
 
 
 def logits_of(model: ModelProto, batches: list[Batch]) -> np.ndarray:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model)
     return np.concatenate([session.run(None, batch)[0] for batch in batches])
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from crossforge.runtime.batching import Batch
+from support.onnx_sessions import open_session
 
 Array = NDArray[Any]
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -46,9 +46,7 @@ def random_batch(model: ModelProto, rows: int, tokens: int, *, padded: bool = Tr
 
 def run(model: ModelProto, *batches: Mapping[str, Array]) -> Array:
     """What a model answers to batches, one after another."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(model)
     return np.concatenate([session.run(None, dict(batch))[0] for batch in batches])
 
 

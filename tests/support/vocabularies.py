@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -16,12 +15,6 @@ Array = NDArray[Any]
 SAME = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
 NONE = "ж"
 """A character that no tiny tokenizer knows."""
-
-
-def run(model: ModelProto, **inputs: Array) -> Array:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    answer: Array = session.run(None, inputs)[0]
-    return answer
 
 
 def lookup_model(rows: int, text: str = "e = Gather(table, input_ids)") -> ModelProto:
