@@ -21,6 +21,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # There are as many processes as cores: a second thread of PyTorch's would spin where another process computes.
     os.environ["OMP_NUM_THREADS"] = "1"
 
+LONGEST_FIRST = (
+    "export/test_cli.py",  # makes the demo bundle, which the others do without for a while
+    "distributed/test_on_ray.py",
+    "export/test_architectures.py",
+    "export/test_causal.py",
+    "export/test_passes_properties.py",
+    "export/test_passes_cls_only.py",
+    "export/test_trimming.py",
+    "export/test_evaluation.py",
+    "tests/test_training_examples.py",
+    "runtime/test_native_kernels.py",
+    "serving/test_load.py",
+    "serving/test_server.py",
+    "profiling/test_profile_cli.py",
+)
+"""Files of tests by the processor time that they take; `make test` begins with them."""
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 """Real ranking data, which is not part of the repository."""
 
@@ -116,4 +132,5 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first: one that began last would leave the other processes nothing to do."""
-    items.sort(key=lambda item: LONGEST_FIRST.get(item.path.name, len(LONGEST_FIRST)))
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(f"{item.path.parent.name}/{item.path.name}", len(places)))

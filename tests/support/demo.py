@@ -34,6 +34,8 @@ def copy_without(bundle: Path, target: Path, precision: Precision) -> None:
     if left := variants.pop(precision, None):
         for name in left.files:
             (target / name).unlink()
+            if not list((target / name).parent.iterdir()):
+                (target / name).parent.rmdir()
         del reports[precision]
         write_reports(target, reports)
         write_manifest(target, replace(manifest, variants=variants, files=record_files(target)))
