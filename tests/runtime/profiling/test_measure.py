@@ -47,6 +47,7 @@ def test_samples_are_the_time_of_the_call_and_warm_up_is_none_of_them() -> None:
     rows, _, _ = run([cell], token_ns=1000)
 
     expected_ms = cell.tokens * 1000 / 1e6
+    assert len(rows) == len(TWO)
     for row in rows:
         assert set(row.samples_ms) == {expected_ms}
         assert set(row.stage_samples_ms["compute"]) == {expected_ms}
