@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def test_drivers_that_are_killed_and_one_that_is_not_write_what_one_process_writ
         driver = start_bulk(address, tiny_bundle, source, output)
         while len(parts_of(folder)) < moment:
             assert driver.poll() is None, driver.communicate()
+            time.sleep(0.01)  # looking all the time would take a core from the actors
         driver.kill()
         driver.communicate()
         journals = set(folder.glob("journal-*")) - known
