@@ -2,10 +2,10 @@
 
 python benchmarks/edge.py [--runs 9]
 
-Each is installed into an empty virtual environment: this tree whole and by the lists of examples/deploy/edge, the peers as for
-benchmarks/peers.py, with the demo model's weights. Fresh processes take turns. The clock runs from before the interpreter's
-start to the first score; Python's compiled files count as installed. Processor time is of the whole process, and means the
-same on a busy machine.
+Each is installed into an empty virtual environment: this tree whole and by the lists of examples/deploy/edge, the
+peers as for benchmarks/peers.py, with the demo model's weights. Fresh processes take turns. The clock runs from
+before the interpreter's start to the first score; Python's compiled files count as installed. Processor time is of
+the whole process, and means the same on a busy machine.
 """
 
 from __future__ import annotations
