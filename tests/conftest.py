@@ -25,18 +25,22 @@ LONGEST_FIRST = (
     "export/test_cli.py",  # makes the demo bundle, which the others do without for a while
     "distributed/test_on_ray.py",
     "export/test_architectures.py",
-    "export/test_causal.py",
-    "export/test_passes_properties.py",
-    "export/test_passes_cls_only.py",
-    "export/test_trimming.py",
     "export/test_evaluation.py",
-    "tests/test_training_examples.py",
+    "export/test_native.py",
+    "export/test_passes_cls_only.py",
     "runtime/test_native_kernels.py",
+    "export/test_exporter.py",
+    "export/test_trimming.py",
+    "export/test_latency_page.py",
+    "export/test_passes_properties.py",
+    "export/test_passes_fuse_cuda.py",
+    "export/test_opens_elsewhere.py",
     "serving/test_load.py",
     "serving/test_server.py",
     "profiling/test_profile_cli.py",
 )
 """Files of tests by the processor time that they take; `make test` begins with them."""
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 """Real ranking data, which is not part of the repository."""
 

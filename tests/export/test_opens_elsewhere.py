@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from crossforge.export.pairs import berlin, calibration_pairs, flatten
 from crossforge.runtime import Reranker
+from support.onnx_sessions import open_session
 
 PAIRS = flatten([berlin(), *calibration_pairs()[:3]])
 
@@ -20,6 +21,7 @@ VARIANTS = pytest.mark.parametrize(
 )
 
 
+@cache
 def crossforge_scores(bundle: Path, precision: str) -> NDArray[np.float32]:
     with Reranker.load(bundle, provider="cpu", precision=precision) as reranker:
         return reranker.predict(PAIRS)
@@ -40,7 +42,7 @@ def test_onnxruntime_and_tokenizers_alone_score_a_bundle_the_same(demo_bundle: P
     tokenizer = Tokenizer.from_file(str(demo_bundle / "tokenizer.json"))
     tokenizer.enable_truncation(512, strategy="only_second")
     tokenizer.enable_padding()
-    session = onnxruntime.InferenceSession(demo_bundle / file_name, providers=["CPUExecutionProvider"])
+    session = open_session(demo_bundle / file_name)
     encodings = tokenizer.encode_batch(PAIRS)
     inputs = {
         "input_ids": np.asarray([encoding.ids for encoding in encodings]),
