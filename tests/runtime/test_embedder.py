@@ -20,7 +20,7 @@ from crossforge.profiles import (
     UnknownTokensWarning,
 )
 from crossforge.runtime import Embedder, FakeSession, PairTokenizer, Reranker
-from crossforge.runtime.pair_scorer import load_pair_scorer
+from crossforge.runtime.kinds import load_pair_scorer
 from crossforge.runtime.similarity import compare_all, compare_pairwise
 from crossforge.runtime.tokenization import derive_text_template
 from support.builders import make_manifest, write_bundle

@@ -37,7 +37,7 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
-from crossforge.runtime.pair_scorer import load_pair_scorer
+from crossforge.runtime.kinds import load_pair_scorer
 from crossforge.runtime.progress import Progress, Silent
 from crossforge.runtime.prompts import derive_template
 from crossforge.runtime.records import QueryRecord
