@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from crossforge.export.causal import QWEN3
 from crossforge.profiles import InputError, Prompt, Truncation, TruncationSide
 from crossforge.runtime.distinct import find_distinct
-from crossforge.runtime.prompts import PromptTokenizer, derive_prompt_template
+from crossforge.runtime.prompts import PromptTokenizer
+from crossforge.runtime.templates import derive_prompt_template
 from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 from support.causal_models import CARD_PREFIX, CARD_SUFFIX, CARD_TASK, make_tokenizer

@@ -11,6 +11,7 @@ from crossforge.profiles import DeploymentProfile, Embedding, InputError, Manife
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.hub import HubOptions
+from crossforge.runtime.inputs import check_list, check_pair, check_text
 from crossforge.runtime.opening import open_scorer
 from crossforge.runtime.pair_scorer import PairScorer
 from crossforge.runtime.precision import AUTO
@@ -223,15 +224,16 @@ def _put_before(prompt: str, texts: Sequence[str]) -> Sequence[str]:
 
 def _split_pairs(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, int], dict[str, int]]:
     """The different queries and the different passages, each with its position."""
-    if isinstance(pairs, str | bytes) or not isinstance(pairs, Sequence):
-        raise InputError("pairs must be a list", got=type(pairs).__name__, allowed="a list of (query, passage) pairs")
+    check_list(pairs, "pairs", "(query, passage) pairs")
     queries: dict[str, int] = {}
     passages: dict[str, int] = {}
     for i, pair in enumerate(pairs):
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise InputError(f"pair {i} is not a pair", got=f"{pair!r:.60}", allowed="(query, passage)")
-        queries.setdefault(pair[0], len(queries))
-        passages.setdefault(pair[1], len(passages))
+        check_pair(pair, i)
+        query, passage = pair
+        check_text(query, f"the query of pair {i}")
+        check_text(passage, f"passage {i}")
+        queries.setdefault(query, len(queries))
+        passages.setdefault(passage, len(passages))
     return queries, passages
 
 

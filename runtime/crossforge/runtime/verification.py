@@ -12,7 +12,7 @@ from crossforge.runtime.kinds import load_pair_scorer
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.prompts import derive_template
+from crossforge.runtime.templates import derive_template
 from crossforge.runtime.tokenization import load_tokenizer
 
 
