@@ -166,6 +166,17 @@ def test_what_is_read_of_texts_is_what_their_tokens_spell(query: str, passage: s
         assert end == len(passage * 20)
 
 
+def test_a_query_of_unknown_words_is_told_whatever_its_prompt_says() -> None:
+    tokenizer = make_family_tokenizer()
+    prompt = Prompt(
+        prefix="", body="where people live in the city of {query} is berlin {passage}", suffix="", instruction=None
+    )
+    ours = PromptTokenizer(tokenizer, prompt, derive_prompt_template(tokenizer, prompt), LONG)
+    pairs = ours.encode_pairs([("ж жж", "city"), ("city", "ж жж"), ("city", "city")])
+
+    assert pairs.mostly_unknown.tolist() == [True, True, False]
+
+
 def test_the_lengths_are_those_of_the_sequences() -> None:
     pairs = LONG_PROMPT.encode(QUERY, [PASSAGE, "", "\n\n", "Berlin"])
     assert pairs.lengths.tolist() == [len(our_ids(pairs, LONG_PROMPT, i)) for i in range(4)]

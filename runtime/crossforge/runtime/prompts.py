@@ -77,7 +77,7 @@ class PromptTokenizer(PairTokenizer):
 
     def read_spans(self, query: str, passages: Sequence[str]) -> list[tuple[int, int]]:
         """As :meth:`PairTokenizer.read_spans`."""
-        query_span = self._query_span(query)
+        query_span, _ = self._read_query(query)
         opening = self._opening(query[slice(*query_span)])
         bodies = [opening + passage for passage in passages]
         spans = [query_span]
@@ -100,7 +100,8 @@ class PromptTokenizer(PairTokenizer):
                 got=f"chunk {chunking.pooling}",
                 fix="Leave chunk out, or split the passages before.",
             )
-        query_spans = [self._query_span(query) for query in queries]
+        read = [self._read_query(query) for query in queries]
+        query_spans, query_ids = [span for span, _ in read], [ids for _, ids in read]
         query_cut = np.asarray([span != (0, len(q)) for span, q in zip(query_spans, queries, strict=True)], dtype=bool)
         openings = [self._opening(query[slice(*span)]) for query, span in zip(queries, query_spans, strict=True)]
         opening_ids = self._tokenize(openings)
@@ -125,7 +126,7 @@ class PromptTokenizer(PairTokenizer):
         suffix = len(self.template.suffix.ids)
         lengths = [len(heads[h]) + len(ids) + suffix for h, ids in zip(new_head_of_pair, kept_passages, strict=True)]
         unknown_in_heads, unknown_in_passages = self._unknown.count(heads), self._unknown.count(kept_passages)
-        unknown_in_openings = self._unknown.count(opening_ids)
+        unknown_in_queries = self._unknown.count(query_ids)
         query_truncated = query_cut[head_of_pair]
         return EncodedPairs(
             heads=tuple(heads),
@@ -136,16 +137,17 @@ class PromptTokenizer(PairTokenizer):
             query_truncated=query_truncated,
             unknown_tokens=unknown_in_passages + unknown_in_heads[new_head_of_pair],
             mostly_unknown=self._unknown.are_most(passages, kept_passages, unknown_in_passages)
-            | self._unknown.are_most(queries, opening_ids, unknown_in_openings)[head_of_pair],
+            | self._unknown.are_most(queries, query_ids, unknown_in_queries)[head_of_pair],
         )
 
     def _opening(self, query: str) -> str:
         return self._before_query + query + self._before_passage
 
-    def _query_span(self, query: str) -> tuple[int, int]:
-        """Which characters of a query are read: as many as its first ``query_max_length`` tokens spell."""
+    def _read_query(self, query: str) -> tuple[tuple[int, int], Ids]:
+        """What is read of a query: as many characters as its first ``query_max_length`` tokens spell, and these tokens."""
         encoding = self._tokenizer.encode(query, add_special_tokens=False)
-        return read_span(encoding, self._query_max_length, len(query), self.truncation.side)
+        span = read_span(encoding, self._query_max_length, len(query), self.truncation.side)
+        return span, np.asarray(encoding.ids[: self._query_max_length], dtype=np.int32)
 
 
 def open_tokenizer(
