@@ -15,7 +15,7 @@ from crossforge.runtime.pair_scorer import PairScorer
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.prompts import open_tokenizer
 from crossforge.runtime.scoring import default_budget_tokens
-from crossforge.runtime.timing import StageTimer, untimed
+from crossforge.runtime.timing import StageTimer
 from crossforge.runtime.token_cache import TokenCache
 
 S = TypeVar("S", bound=PairScorer)
@@ -25,15 +25,15 @@ def open_scorer(
     kind: type[S],
     bundle: Bundle,
     *,
-    provider: str = AUTO,
-    precision: str = AUTO,
-    strict: bool = False,
-    deployment: DeploymentProfile | None = None,
+    provider: str,
+    precision: str,
+    strict: bool,
+    deployment: DeploymentProfile | None,
     instruction: str | None = None,
-    check_files: bool = True,
-    check_golden: bool = False,
-    allow_host_code: bool = False,
-    timed: StageTimer = untimed,
+    check_files: bool,
+    check_golden: bool,
+    allow_host_code: bool,
+    timed: StageTimer,
 ) -> S:
     """Choose a provider and a variant, and open them, as a scorer of the bundle's kind.
 
