@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossforge.profiles import InputError, Truncation, TruncationSide, TruncationWarning
-from crossforge.runtime import Chunking, EncodedPairs, FakeSession, PairTokenizer, Reranker, Window
+from crossforge.runtime import Chunking, FakeSession, PairTokenizer, Reranker, Window
 from crossforge.runtime.microbatch import MicroBatcher
 from crossforge.runtime.token_cache import TokenCache
+from crossforge.runtime.tokenization import EncodedPairs
 from crossforge.runtime.windows import cut_windows
 from support.builders import fake_reranker, make_manifest, make_scoring
 from support.families import FAMILIES, TEMPLATES, different_passages, make_tokenizer
