@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from crossforge.runtime.microbatch import MicroBatcher
+from crossforge.runtime.serving.connections import Connections
 from crossforge.runtime.serving.errors import Kind
 from crossforge.runtime.serving.facts import RequestFacts
 from crossforge.runtime.serving.models import ServedModel
@@ -19,7 +20,16 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 WASTE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
-_REJECTED = {Kind.OVERLOADED, Kind.DEADLINE, Kind.TOO_LARGE, Kind.TOO_LONG, Kind.SLOW, Kind.UNAUTHORIZED, Kind.UNAVAILABLE}
+_REJECTED = {
+    Kind.OVERLOADED,
+    Kind.DEADLINE,
+    Kind.TOO_LARGE,
+    Kind.TOO_LONG,
+    Kind.SLOW,
+    Kind.UNAUTHORIZED,
+    Kind.CROWDED,
+    Kind.UNAVAILABLE,
+}
 
 
 class Metrics:
@@ -27,9 +37,10 @@ class Metrics:
 
     Args:
         models: Each by its name.
+        connections: Those that are open.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], connections: Connections) -> None:
         self.registry = CollectorRegistry()
         self._requests = self._counter("requests", "Requests, by how they ended.", "model", "dialect", "status")
         self._seconds = self._histogram(
@@ -45,6 +56,7 @@ class Metrics:
         self._padded_tokens = self._counter("padded_tokens", "Tokens that were computed, padding included.", "model")
         self._models: set[ServedModel] = set()
         self.registry.register(_QueueCollector(self._models))
+        self.registry.register(_ConnectionCollector(connections))
         for model in models.values():
             self.watch(model)
 
@@ -121,3 +133,24 @@ class _QueueCollector(Collector):
             elif isinstance(model.scorer, PlainScorer):
                 requests.add_metric([model.name], model.scorer.pending_requests)
         return [tokens, requests, restarts]
+
+
+class _ConnectionCollector(Collector):
+    """The connections at the moment of reading."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing; see :class:`_QueueCollector`."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Those that are open, and those that were closed to keep the bound."""
+        yield GaugeMetricFamily("crossforge_connections", "Open connections.", value=len(self._connections))
+        closed = CounterMetricFamily(
+            "crossforge_connections_closed", "Connections that were closed to keep the bound.", labels=["reason"]
+        )
+        for reason, count in self._connections.closed.items():
+            closed.add_metric([reason], count)
+        yield closed

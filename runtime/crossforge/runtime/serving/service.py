@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from crossforge.profiles import Activation, CrossforgeError, DeadlineError
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.scored import ScoredPairs
+from crossforge.runtime.serving.connections import Connections
 from crossforge.runtime.serving.errors import Kind, ProblemError, problem_of
 from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.metrics import Metrics
@@ -77,12 +78,20 @@ class Service:
         models: Each by its name; the first answers requests that name none.
         settings: Of the service.
         metrics: Counts what happens.
+        connections: Those that are open, if the server tells.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], settings: ServiceSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        settings: ServiceSettings,
+        metrics: Metrics,
+        connections: Connections,
+    ) -> None:
         self.models = dict(models)
         self.settings = settings
         self.metrics = metrics
+        self.connections = connections
         self.ready = False
         """Warmed up, and not closed."""
         self.draining = False

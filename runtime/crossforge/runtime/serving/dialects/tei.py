@@ -95,7 +95,7 @@ async def info(request: Request) -> JSONResponse:
                     "label2id": {label: i for i, label in enumerate(manifest.scoring.labels)},
                 }
             },
-            "max_concurrent_requests": settings.max_queue_tokens,
+            "max_concurrent_requests": settings.max_connections,
             "max_input_length": manifest.truncation.max_length,
             "max_batch_tokens": model.reranker.budget_tokens,
             "max_batch_requests": None,
