@@ -84,6 +84,11 @@ def _check_fields(value: dict[str, object]) -> None:
 
 
 def _validate(model: type[Model], parsed: object) -> Model:
+    if isinstance(parsed, dict) and parsed.get("chunk") is not None and "chunk" not in model.model_fields:
+        # Some dialects ignore what they do not know: a long passage would be cut, and its client think that it was split.
+        raise ProblemError(
+            Kind.OPTION, "chunk is not offered in this shape; send it to /rerank with texts, to /v1/rerank or /v2/rerank"
+        )
     try:
         return model.model_validate(parsed)
     except ValidationError as error:
