@@ -57,7 +57,8 @@ async def _parse(request: Request) -> object:
     if media != "application/json" and not media.endswith("+json"):
         raise ProblemError(Kind.MEDIA, f"the content type is {media[:50] or 'missing'}; allowed: application/json")
     try:
-        parsed: object = from_json(await request.body())
+        # The stream and not body(), which would keep the bytes until the request ends.
+        parsed: object = from_json(b"".join([part async for part in request.stream()]))
     except ValueError as error:
         raise ProblemError(Kind.BODY, f"the body is not JSON: {error}") from None
     if isinstance(parsed, dict):
