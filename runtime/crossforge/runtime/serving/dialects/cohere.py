@@ -19,9 +19,10 @@ from crossforge.runtime.serving.dialects.documents import Document, RankedDocume
 from crossforge.runtime.serving.errors import Kind, ProblemError
 from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.openapi import takes
+from crossforge.runtime.serving.routes import BareRoute
 from crossforge.runtime.serving.service import Scores, service_of
 
-router = APIRouter(tags=["Cohere"])
+router = APIRouter(tags=["Cohere"], route_class=BareRoute)
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 

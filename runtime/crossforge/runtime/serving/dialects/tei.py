@@ -17,9 +17,10 @@ from crossforge.runtime.serving.dialects import vllm
 from crossforge.runtime.serving.dialects.chunks import Chunk, WindowRead, chunking_of, window_of
 from crossforge.runtime.serving.errors import Dialect, Kind, ProblemError
 from crossforge.runtime.serving.openapi import takes
+from crossforge.runtime.serving.routes import BareRoute
 from crossforge.runtime.serving.service import Scores, service_of
 
-router = APIRouter(tags=["Text Embeddings Inference"])
+router = APIRouter(tags=["Text Embeddings Inference"], route_class=BareRoute)
 
 
 class TeiRerankRequest(BaseModel):
