@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 
 from crossforge.profiles import EngineError
@@ -18,7 +17,6 @@ from crossforge.runtime.microbatch import MicroBatcher
 from crossforge.runtime.serving import health
 from crossforge.runtime.serving.logs import JsonFormatter
 from support.serving import WARM_UP_BATCHES, RunningService, fake_service, gated_service
-from support.sessions import WAIT_S
 
 BODY = {"query": "where is the city", "texts": ["berlin", "a passage"]}
 KEYS = ("first-key", "second-key")
@@ -115,7 +113,7 @@ def test_all_who_ask_a_model_that_hangs_wait_for_one_probe(monkeypatch: pytest.M
         model = service.models["tiny"]
         assert isinstance(model.scorer, MicroBatcher)
         model.session.last_batch_at = None
-        asked = [probers.submit(httpx.get, f"{service.url}/health", timeout=WAIT_S) for _ in range(6)]
+        asked = [probers.submit(service.get, "/health") for _ in range(6)]
         statuses = {probe.result().status_code for probe in asked}
         stats = model.scorer.stats()
         session.let_through()
