@@ -13,13 +13,13 @@ from tokenizers import Tokenizer
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
 from crossforge.export.decoder import export_decoder
 from crossforge.export.onnx import export_onnx, export_transformer, opset_of
-from crossforge.export.options import VariantOptions
+from crossforge.export.options import SourceOptions, VariantOptions
 from crossforge.export.pairs import flatten, verification_pairs
 from crossforge.export.passes import keep_first_row
 from crossforge.export.pooling import append_pooling
 from crossforge.export.reference import reference_logits
 from crossforge.export.reports import write_reports
-from crossforge.export.source import LoadedSource, SourceOptions, load_source
+from crossforge.export.source import LoadedSource, load_source
 from crossforge.export.variants import VariantMaker
 from crossforge.profiles import (
     MANIFEST_NAME,
