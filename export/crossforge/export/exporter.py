@@ -53,6 +53,7 @@ class ExportOptions(VariantOptions):
     source: SourceOptions = field(default_factory=SourceOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.precisions:
             raise InputError("no precision was asked for", allowed=", ".join(Precision))
 

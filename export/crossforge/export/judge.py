@@ -10,7 +10,7 @@ from crossforge.export.gates import GATES, Gate
 from crossforge.export.options import VariantOptions
 from crossforge.export.pairs import read_verification
 from crossforge.export.parity import compare_logits, compare_queries, describe_moved, describe_parity
-from crossforge.export.quality import read_qrels
+from crossforge.export.quality import Judgements, read_qrels
 from crossforge.export.recipe import Settings
 from crossforge.export.reports import VariantReport, to_json
 from crossforge.export.runner import EmbeddingRunner, ModelRunner
@@ -60,7 +60,7 @@ class VariantJudge:
         reduce_range: Whether int8's weights have seven bits, so that no processor saturates.
 
     Raises:
-        InputError: The verification pairs or the judgements cannot be used, or the report not written.
+        InputError: The verification pairs or the judgements cannot be used, or could show no loss, or the report not written.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class VariantJudge:
         self._options = options
         self._reduce_range = reduce_range
         self.records = read_verification(options.verification, calibration=calibration)
-        self._judgements = None if options.qrels is None else read_qrels(options.qrels)
+        self._judgements = None if options.qrels is None else self._read_judgements(options.qrels)
         self.variants: dict[Precision, Variant] = {}
         self.reports: dict[Precision, VariantReport] = {}
 
@@ -108,9 +108,14 @@ class VariantJudge:
             opset: Of the ONNX graph; 0 where there is none.
             against: What the reference is called.
             provider: Runs it.
+
+        Raises:
+            InputError: A threshold is asked for that the pairs cannot but reach.
         """
         logits = self._runner.run_file(path, self.records, stage, provider=provider, precision=precision)
         parity = self.compare(precision, logits, reference, against=against)
+        if self._options.enforce_gates:
+            self._refuse_empty_verdict(self._gate(precision), parity)
         report = VariantReport(
             parity=parity,
             gate=self._gate(precision).describe(parity),
@@ -168,6 +173,39 @@ class VariantJudge:
             golden_tolerance=tolerance,
             parity=parity,
         )
+
+    def _read_judgements(self, qrels: Path) -> Judgements:
+        """The judgements, if a loss of nDCG could show in them."""
+        if self._scoring.ranking_label is None:
+            raise InputError(
+                "judgements are of rankings, and no label of this model ranks",
+                got=f"labels {', '.join(self._scoring.labels)}",
+                fix="Name the one that does when you export it: --ranking-label.",
+            )
+        judgements = read_qrels(qrels)
+        judged = [(record, judgements[record.qid]) for record in self.records if record.qid in judgements]
+        grades = [{max(0, judged_.get(p.id, 0)) for p in record.passages} for record, judged_ in judged]
+        if judged and all(len(found) < 2 for found in grades):
+            raise InputError(
+                f"{qrels} tells no passages of the verification pairs apart, so nothing could show a loss of nDCG",
+                got=f"one grade alone in each of {len(judged)} judged queries",
+                allowed="grades of the passage ids that the pairs have",
+            )
+        return judgements
+
+    def _refuse_empty_verdict(self, gate: Gate, parity: ParityReport) -> None:
+        """Refuse to judge by pairs on which no variant could fail."""
+        if gate.min_kendall_tau is not None and self._scoring.ranking_label is not None and parity.kendall_tau is None:
+            raise InputError(
+                f"{parity.reference} scores all passages of every verification query alike, which proves no ranking",
+                fix="Give pairs that it tells apart with --verification.",
+            )
+        if gate.min_top10_overlap is not None and all(len(record.passages) <= 10 for record in self.records):
+            raise InputError(
+                "min_top10_overlap holds whatever the order where no query has more than ten passages",
+                got=f"up to {max(len(record.passages) for record in self.records)} passages a query",
+                fix="Ask for min_kendall_tau, or give more passages with --verification.",
+            )
 
     def _gate(self, precision: Precision) -> Gate:
         return self._options.gates.get(precision, GATES[precision])

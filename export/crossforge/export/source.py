@@ -137,6 +137,7 @@ def _origin(location: Location, config: PretrainedConfig, weights_sha256: str) -
 def _refuse_options_of_pairs(source: str, options: SourceOptions) -> None:
     named = {
         "--query-max-length": options.query_max_length,
+        "--symmetric": options.symmetric or None,
         "--activation": options.activation,
         "--ranking-label": options.ranking_label,
     }

@@ -188,6 +188,12 @@ class VariantMaker:
         """Quantize, and leave in float32 what has to stay there to pass the gate."""
         with self._progress.stage(f"quantize to {precision}") as stage:
             recipe = self._prepare(precision, graph)
+            if not recipe.products:
+                raise InputError(
+                    f"nothing of this model can be quantized to {precision}",
+                    got="no linear layer over tokens with a constant weight",
+                    fix="Leave it out of --precision: it would be float32 by another name.",
+                )
             quantized = recipe.apply()
             stage.note = "; ".join(quantized.notes)
         model = _finish(precision, quantized.model)
