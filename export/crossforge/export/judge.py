@@ -60,7 +60,7 @@ class VariantJudge:
         reduce_range: Whether int8's weights have seven bits, so that no processor saturates.
 
     Raises:
-        InputError: The verification pairs or the judgements cannot be used, or could show no loss, or the report not written.
+        InputError: The verification pairs or the judgements cannot be used or could show no loss, or the report not written.
     """
 
     def __init__(
