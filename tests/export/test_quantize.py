@@ -171,6 +171,12 @@ def test_ten_passages_overlap_whatever_their_order(bundle: Path, tmp_path: Path)
         quantize_bundle(bundle, [Precision.FP16], VariantOptions(verification=run, gates=gates))
 
 
+def test_a_model_of_which_all_stays_float32_is_no_fp16(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "find_overflows", partial(variants.find_overflows, limit=0.0))  # so that everything does
+    with pytest.raises(InputError, match=r"nothing of this model can be converted to fp16 \(0 nodes in float16"):
+        quantize_bundle(bundle, [Precision.FP16], OPEN)
+
+
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_QDQ])
 def test_a_model_without_anything_to_quantize_is_refused(tmp_path: Path, precision: Precision) -> None:
     bundle = write_bundle(tmp_path / "bundle")

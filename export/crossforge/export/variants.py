@@ -153,6 +153,11 @@ class VariantMaker:
         with self._progress.stage("convert to fp16") as stage:
             overflows = find_overflows(graph, self._runner.batches(graph, self._calibration))
             converted = convert_fp16(graph, keep_fp32_nodes=overflows)
+            if not converted.changed:
+                raise InputError(
+                    f"nothing of this model can be converted to {Precision.FP16} ({'; '.join(converted.notes)})",
+                    fix="Leave it out of --precision: it would be float32 by another name.",
+                )
             stage.note = "; ".join(converted.notes)
         settings = {"method": "fp16", "nodes_kept_fp32_for_range": ", ".join(overflows)}
         self._judge.accept(self._measure(Precision.FP16, converted.model, reference), settings)
