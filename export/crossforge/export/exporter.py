@@ -77,8 +77,8 @@ def export_bundle(
 
     Raises:
         SourceError: The source is no model that can be exported.
-        InputError: ``target`` holds something else, a variant would be float32 by another name, or the verification pairs and
-            judgements cannot be used or could show no loss.
+        InputError: ``target`` holds something else; a variant would be float32 by another name; the verification pairs or
+            judgements cannot be used, or could show no loss.
         GateError: A variant ranks differently from its reference; nothing is written.
         MachineError: A package is missing.
     """
