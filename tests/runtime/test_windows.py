@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from math import ceil
 from typing import Any
@@ -19,6 +18,7 @@ from crossforge.profiles import InputError, Truncation, TruncationSide, Truncati
 from crossforge.runtime import Chunking, FakeSession, PairTokenizer, Reranker, Window
 from crossforge.runtime.microbatch import MicroBatcher
 from crossforge.runtime.token_cache import TokenCache
+from crossforge.runtime.tokenization import EncodedPairs
 from crossforge.runtime.windows import cut_windows
 from support.builders import fake_reranker, make_manifest, make_scoring
 from support.families import FAMILIES, TEMPLATES, different_passages, make_tokenizer
@@ -164,10 +164,8 @@ def uneven(labels: int) -> FakeSession:
     return Uneven(lambda ids: float(ids.sum() % 97) / 10, labels=labels)
 
 
-def row(pairs: Any, index: int) -> Any:
-    kept = slice(index, index + 1)
-    fields = ("head_of_pair", "passages", "lengths", "truncated", "query_truncated", "unknown_tokens", "mostly_unknown")
-    return replace(pairs, **{name: getattr(pairs, name)[kept] for name in fields}, windows=None)
+def row(pairs: EncodedPairs, index: int) -> EncodedPairs:
+    return pairs.take(np.asarray([index]))
 
 
 def test_the_window_that_won_holds_what_was_planted() -> None:

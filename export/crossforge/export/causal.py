@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from crossforge.export.json_files import read_json_if_there, read_object_if_there
 from crossforge.export.options import CausalOptions
 from crossforge.profiles import Prompt, SourceError, Truncation, TruncationSide
-from crossforge.runtime.prompts import PromptTokenizer, derive_prompt_template
+from crossforge.runtime.prompts import PromptTokenizer
+from crossforge.runtime.templates import derive_prompt_template
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast

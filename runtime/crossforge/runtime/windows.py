@@ -149,14 +149,9 @@ def split_passages(
         span for cut, places, length in zip(cuts, offsets, characters, strict=True) for span in _spans(cut, places, length)
     ]
     return replace(
-        pairs,
-        head_of_pair=pairs.head_of_pair[owner],
+        pairs.take(owner),
         passages=passages,
         lengths=(beside[owner] + [len(ids) for ids in passages]).astype(np.int32),
-        truncated=pairs.truncated[owner],
-        query_truncated=pairs.query_truncated[owner],
-        unknown_tokens=pairs.unknown_tokens[owner],
-        mostly_unknown=pairs.mostly_unknown[owner],
         windows=PassageWindows(
             first_row=np.searchsorted(owner, np.arange(len(pairs))),
             spans=np.asarray(spans, dtype=np.intp).reshape(-1, 2),

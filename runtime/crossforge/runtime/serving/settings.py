@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crossforge.profiles import InputError
+from crossforge.runtime.inputs import MAX_TEXT_CHARS
 from crossforge.runtime.microbatch.config import DEFAULT_QUEUE_TOKENS
-from crossforge.runtime.tokenization import MAX_TEXT_CHARS
 
 _POSITIVE = (
     "max_body_bytes",
