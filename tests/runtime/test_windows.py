@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossforge.profiles import InputError, Truncation, TruncationSide, TruncationWarning
+from crossforge.profiles import InputError, RequestTooLargeError, Truncation, TruncationSide, TruncationWarning
 from crossforge.runtime import Chunking, FakeSession, PairTokenizer, Reranker, Window
 from crossforge.runtime.microbatch import MicroBatcher
 from crossforge.runtime.token_cache import TokenCache
@@ -373,3 +373,12 @@ def test_the_demo_model_finds_an_answer_past_its_limit(reranker: Reranker) -> No
     np.testing.assert_array_equal(
         reranker.score(query, [ANSWER, FILLER[0]], chunk="max"), reranker.score(query, [ANSWER, FILLER[0]])
     )
+
+
+def test_windows_beyond_the_most_tokens_are_refused_and_equal_passages_count_once() -> None:
+    tokenizer = pair_tokenizer("bert", 40)
+    tokens = int(tokenizer.encode(QUERY, [LONG, SHORT], chunk="max").lengths.sum())
+
+    assert len(tokenizer.encode(QUERY, [LONG, LONG, SHORT], chunk=Chunking(max_tokens=tokens)))
+    with pytest.raises(RequestTooLargeError, match=f"got {tokens:,} tokens"):
+        tokenizer.encode(QUERY, [LONG, SHORT], chunk=Chunking(max_tokens=tokens - 1))

@@ -14,6 +14,7 @@ _POSITIVE = (
     "max_passages",
     "max_text_chars",
     "max_queue_tokens",
+    "max_connections",
     "timeout_s",
     "header_timeout_s",
     "body_timeout_s",
@@ -39,6 +40,8 @@ class ServiceSettings:
     """Characters of one query or passage."""
     max_queue_tokens: int = DEFAULT_QUEUE_TOKENS
     """Tokens that may wait for each model; beyond that, 429."""
+    max_connections: int = 512
+    """Connections that may be open; beyond that, 503. Those without a request give way."""
     timeout_s: float = 30.0
     """Longest time that a request may wait and compute; then 504."""
     header_timeout_s: float = 10.0
