@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -32,13 +32,15 @@ out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 """For progress, warnings and errors."""
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
 
 def print_json(document: object) -> None:
     """Print dataclasses and plain values as one JSON document on stdout."""
     sys.stdout.write(json.dumps(encode(document), indent=2, ensure_ascii=False) + "\n")
+
+
+def one_line(text: str) -> str:
+    """A text without its line breaks and repeated spaces."""
+    return " ".join(text.split())
 
 
 def print_wide(table: Table) -> None:
@@ -58,7 +60,7 @@ def print_ranking(rows: Iterable[tuple[float, str, str]]) -> None:
         expand=True,
     )
     for position, (score, id_, text) in enumerate(rows, start=1):
-        table.add_row(str(position), f"{score:.3f}", escape(id_), escape(" ".join(text.split())))
+        table.add_row(str(position), f"{score:.3f}", escape(id_), escape(one_line(text)))
     out.print(table)
 
 
