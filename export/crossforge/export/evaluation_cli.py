@@ -58,6 +58,11 @@ def evaluate(
     from crossforge.export.evaluation import evaluate_bundle
     from crossforge.export.pair_evaluation import evaluate_pairs
 
+    of_runs = {"--embedder": bool(embedder), "--min-relevance": min_relevance != 1}
+    of_pairs_only = {"--labels": labels, "--label-column": label_column, "--quoting": quoting}
+    for option, given in (of_runs if pairs is not None else of_pairs_only).items():
+        if given:
+            raise InputError(f"{option} says nothing of {'pairs' if pairs is not None else 'a run'}", fix="Leave it out.")
     if pairs is not None and run is None and qrels is None:
         of_pairs = evaluate_pairs(
             bundle,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -101,9 +102,11 @@ def score(
     from crossforge.runtime.reranker import Reranker
 
     if (pairs is None) == (query is None):
-        raise InputError("nothing to score", allowed="either --query with --passage, or --pairs FILE")
+        what = "there is nothing to score" if pairs is None else "what to score is not clear"
+        raise InputError(what, allowed="either --query with --passage, or --pairs FILE")
     if pairs is not None and passage:
         raise InputError("--passage needs --query", got="--pairs", allowed="one of the two ways")
+    chunking = _chunking(chunk, overlap, window)
     texts = read_pairs(pairs) if pairs is not None else [(query or "", text) for text in passage or ()]
     with Reranker.load(
         bundle,
@@ -114,7 +117,7 @@ def score(
         instruction=instruction,
     ) as reranker:
         say_what_runs(reranker)
-        scored = reranker.score_pairs(texts, chunk=_chunking(chunk, overlap, window))
+        scored = reranker.score_pairs(texts, chunk=chunking)
         scores = reranker.relevance(scored.logits, activation=activation)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     if as_json:
@@ -159,7 +162,10 @@ def rank(
     from crossforge.runtime.records import read_passages
     from crossforge.runtime.reranker import Reranker
 
+    chunking = _chunking(chunk, overlap, window)
     items = read_passages(passages)
+    if output is RankFormat.TREC and not as_json:
+        _refuse_blanks([("--qid", qid), *((f"an id of {passages}", item.id) for item in items)])
     with Reranker.load(
         bundle,
         provider=provider,
@@ -169,7 +175,7 @@ def rank(
         instruction=instruction,
     ) as reranker:
         say_what_runs(reranker)
-        ranked = reranker.rank(query, [item.text for item in items], top_k=top_k, chunk=_chunking(chunk, overlap, window))
+        ranked = reranker.rank(query, [item.text for item in items], top_k=top_k, chunk=chunking)
         used = {"provider": reranker.session.provider, "precision": reranker.precision}
     rows = [
         {
@@ -205,6 +211,13 @@ def _chunking(pooling: Pooling | None, overlap: float | None, window: int | None
         if value is not None:
             raise InputError(f"{name} says how passages are split, and they are not", allowed=f"--chunk max {name} {value}")
     return None
+
+
+def _refuse_blanks(ids: Iterable[tuple[str, str]]) -> None:
+    """A space would end a column of the TREC format."""
+    for what, value in ids:
+        if value.split() != [value]:
+            raise InputError(f"{what} cannot stand in TREC output", got=repr(value), allowed="a text without spaces")
 
 
 def _best_part(text: str, window: Window | None) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from crossforge.profiles import Activation, DeploymentProfile
+from crossforge.profiles import Activation, DeploymentProfile, InputError
 
 RUN_FORMAT = 'JSON lines of {"qid", "query", "passages": [{"id", "text"}]}'
 """What a run is, for help texts."""
@@ -34,3 +35,14 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 def read_deployment(path: Path | None) -> DeploymentProfile | None:
     """The deployment profile that a command was given, if it was given one."""
     return None if path is None else DeploymentProfile.from_toml(path)
+
+
+def bytes_of(megabytes: float, option: str) -> int:
+    """What an option's megabytes are in bytes.
+
+    Raises:
+        InputError: They are no size.
+    """
+    if not (math.isfinite(megabytes) and megabytes > 0):
+        raise InputError(f"{option} is no size", got=megabytes, allowed="megabytes, more than 0")
+    return int(megabytes * 1e6)

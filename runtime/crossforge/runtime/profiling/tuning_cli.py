@@ -15,6 +15,7 @@ from crossforge.runtime.cli_options import (
     DebugOption,
     JsonOption,
     RequiredDeploymentOption,
+    bytes_of,
 )
 from crossforge.runtime.console import TerminalProgress, err, handles_errors, out, print_json
 
@@ -67,7 +68,7 @@ def tune(
     options = TuningOptions(
         workload=work,
         limits=QualityLimits(max_ndcg_loss=max_ndcg_loss, min_kendall_tau=min_kendall_tau),
-        max_memory_bytes=None if max_memory is None else int(max_memory * 1e6),
+        max_memory_bytes=None if max_memory is None else bytes_of(max_memory, "--max-memory"),
         budget_s=budget,
     )
     space = find_space(opened, inspect_machine(), options.limits)

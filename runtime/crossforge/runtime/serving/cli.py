@@ -22,6 +22,7 @@ from crossforge.runtime.cli_options import (
     PrecisionOption,
     ProviderOption,
     StrictOption,
+    bytes_of,
     read_deployment,
 )
 from crossforge.runtime.console import err, handles_errors, print_json
@@ -71,7 +72,7 @@ def serve(
         host=host,
         port=port,
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),
-        max_body_bytes=int(max_body_mb * 1e6),
+        max_body_bytes=bytes_of(max_body_mb, "--max-body-mb"),
         max_passages=max_passages,
         max_text_chars=max_text_chars,
         max_queue_tokens=max_queue_tokens,
