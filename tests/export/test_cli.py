@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
@@ -283,6 +285,22 @@ def test_debug_shows_the_traceback(demo_bundle: Path) -> None:
     result = crossforge("score", demo_bundle, "-q", " ", "-p", "x", "--debug")
     assert result.exit_code == 2
     assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("table", 0), ("json", 0), ("table", 3), ("json", 3)])
+def test_a_reader_that_left_is_no_error_and_a_full_disk_is_one(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, command: str, exit_code: int
+) -> None:
+    if exit_code:
+        target = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, target = os.pipe()
+        os.close(reader)
+    with suppress(OSError), os.fdopen(target, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stdout)
+        with pytest.raises(SystemExit) as ended:
+            app(["inspect", str(tiny_bundle), *(["--json"] if command == "json" else [])])
+    assert ended.value.code == exit_code
 
 
 def test_help_shows_what_stands_in_brackets() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
-from crossforge.profiles import CrossforgeError, CrossforgeWarning
+from crossforge.profiles import CrossforgeError, CrossforgeWarning, MachineError
 from crossforge.profiles.jsonio import encode
 from crossforge.runtime.progress import Stage
 
@@ -27,7 +28,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _WIDE = 120
-out = Console(soft_wrap=True, highlight=False)
+
+
+class _Results(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to :func:`handles_errors`, which knows the exit status."""
+        raise
+
+
+out = _Results(soft_wrap=True, highlight=False)
 """For results."""
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 """For progress, warnings and errors."""
@@ -35,7 +44,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 def print_json(document: object) -> None:
     """Print dataclasses and plain values as one JSON document on stdout."""
-    sys.stdout.write(json.dumps(encode(document), indent=2, ensure_ascii=False) + "\n")
+    typer.echo(json.dumps(encode(document), indent=2, ensure_ascii=False))
 
 
 def one_line(text: str) -> str:
@@ -45,7 +54,7 @@ def one_line(text: str) -> str:
 
 def print_wide(table: Table) -> None:
     """Print a table whose lines may be longer than the terminal, or than what is taken for its width where there is none."""
-    Console(width=max(out.width, _WIDE), highlight=False).print(table)
+    _Results(width=max(out.width, _WIDE), highlight=False).print(table)
 
 
 def print_ranking(rows: Iterable[tuple[float, str, str]]) -> None:
@@ -82,6 +91,14 @@ def handles_errors(command: Callable[P, R]) -> Callable[P, R]:
                     traceback.print_exc()
                 err.print(f"[bold red]Error:[/] {escape(str(error))}")
                 raise typer.Exit(error.exit_code) from error
+            except BrokenPipeError as error:  # whoever read our output went away (`| head`)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(0) from error
+            except OSError as error:  # such as a full disk
+                if kwargs.get("debug"):
+                    traceback.print_exc()
+                err.print(f"[bold red]Error:[/] {escape(f'the system refused what was to be done ({error})')}")
+                raise typer.Exit(MachineError.exit_code) from error
             except KeyboardInterrupt as error:
                 err.print("Interrupted; nothing was left half written.")
                 raise typer.Exit(130) from error
