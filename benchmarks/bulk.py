@@ -126,7 +126,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     points = [
         {"pairs": row["pairs"], "ms": 1e3 * value / row["pairs"], "model": f"{row['model']}, {row['where']}", "time": name}
         for row in rows
-        for name, value in (("of the workers", row["worker_seconds"]), ("whole command", row["wall_s"]))
+        for name, value in (("solid: of the workers", row["worker_seconds"]), ("dashed: whole command", row["wall_s"]))
     ]
     log = alt.Scale(type="log")
     chart = (
@@ -136,7 +136,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             x=alt.X("pairs:Q", scale=log, title="pairs"),
             y=alt.Y("ms:Q", scale=log, title="ms a pair"),
             color=alt.Color("model:N", title=None),
-            strokeDash=alt.StrokeDash("time:N", title=None),
+            strokeDash=alt.StrokeDash("time:N", title=None, sort="descending", legend=alt.Legend(symbolOpacity=0)),
         )
         .properties(width=560, height=300, title="Cost of a pair, by the size of the job")
     )

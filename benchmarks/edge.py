@@ -2,10 +2,10 @@
 
 python benchmarks/edge.py [--runs 9]
 
-Each is installed into an empty virtual environment: `pip install ".[cpu]"` of this tree, and the peers as for
-benchmarks/peers.py, with the demo model's weights. Fresh processes take turns; the clock runs from the first line of Python
-to the first score. Processor time is of the whole process, the interpreter's start included; unlike the clock it means the
-same on a busy machine.
+Each is installed into an empty virtual environment: this tree whole and by the lists of examples/deploy/edge, the
+peers as for benchmarks/peers.py, with the demo model's weights. Fresh processes take turns. The clock runs from
+before the interpreter's start to the first score; Python's compiled files count as installed. Processor time is of
+the whole process, and means the same on a busy machine.
 """
 
 from __future__ import annotations
@@ -16,30 +16,35 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from common import ROOT, demo_bundle, demo_checkpoint
+from common import ROOT, demo_bundle_of_all, demo_checkpoint
 from peers.contenders import Contender, peers
 from peers.environments import CACHE, prepare_environment, prepare_models
 from peers.process import ContenderError
 
-from crossforge.profiles import Precision
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.machine import inspect_machine
 
 CHILD = """
 import json, sys, time
-start = time.perf_counter()
 sys.path.insert(0, sys.argv[4])
 from worker import LOADERS
 score = LOADERS[sys.argv[1]](json.loads(sys.argv[2]), int(sys.argv[3]))
 query = "How many people live in Berlin?"
 score([(query, "Berlin has 3.7 million inhabitants."), (query, "Berlin has museums.")])
-seconds = time.perf_counter() - start
+seconds = time.time() - float(sys.argv[5])
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))  # ru_maxrss would be the parent's
 peak_mb = int(status["VmHWM"].split()[0]) * 1024 / 1e6
 print(json.dumps({"cold_start_s": seconds, "processor_s": time.process_time(), "peak_mb": peak_mb}))
 """
+OURS = {  # name: provider, precision, and the list of examples/deploy/edge that it is installed by
+    "crossforge int8": ("cpu", "int8", None),
+    "crossforge int8, few packages": ("cpu", "int8", "int8.txt"),
+    "crossforge int8_native, few packages": ("native", "int8_native", "int8_native.txt"),
+}
+UNSET = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 OF_EVERY_ENVIRONMENT = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence")
 
 
@@ -48,20 +53,23 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--bundle", type=Path, help="of the demo model; made anew by default")
     arguments = parser.parse_args()
-    machine, bundle = inspect_machine(), Bundle.open((arguments.bundle or demo_bundle()).resolve())
+    machine, bundle = inspect_machine(), Bundle.open((arguments.bundle or demo_bundle_of_all()).resolve())
     models, missing = prepare_models(demo_checkpoint(), machine.instruction_sets)
     if missing:
         raise SystemExit(missing)
-    own = Contender(
-        name="crossforge int8",
-        kind="crossforge",
-        options={"model": str(bundle.path), "provider": "cpu", "precision": Precision.INT8},
-    )
-    field = [own, *(peer for peer in peers(models, demo_checkpoint()) if peer.kind in ("fastembed", "flashrank"))]
+    field = [
+        Contender(name=name, kind="crossforge", options=options)
+        for name, (provider, precision, _) in OURS.items()
+        if precision in bundle.manifest.variants
+        for options in [{"model": str(bundle.path), "provider": provider, "precision": precision}]
+    ]
+    field += [peer for peer in peers(models, demo_checkpoint()) if peer.kind in ("fastembed", "flashrank")]
     pythons: dict[str, str] = {}
     for contender in field:
         try:
-            pythons[contender.name] = own_environment() if contender is own else prepare_environment(contender.kind, CACHE)
+            pythons[contender.name] = (
+                own_environment(OURS[contender.name][2]) if contender.is_ours else prepare_environment(contender.kind, CACHE)
+            )
         except ContenderError as error:
             print(f"{contender.name}: {error}", file=sys.stderr)
     field = [contender for contender in field if contender.name in pythons]
@@ -79,23 +87,16 @@ def main() -> None:
         print(f"| {name} | {size:.0f} | {spread(cold, '.2f')} | {spread(processor, '.2f')} | {spread(peak, '.0f')} |")
 
 
-def own_environment() -> str:
-    """The runtime of this tree, installed as a user would install it."""
-    folder = CACHE / "runtime"
+def own_environment(listed: str | None) -> str:
+    """The runtime of this tree in an environment made anew, installed whole or by a list of examples/deploy/edge."""
+    folder = CACHE / "runtime" / (listed or "whole")
     python = folder / "bin" / "python"
-    commands = [] if python.is_file() else [[sys.executable, "-m", "venv", str(folder)]]
-    pip = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-c",
-        str(ROOT / "constraints.txt"),
-    ]
-    commands += [[*pip, f"{ROOT}[cpu]"], [*pip, "--force-reinstall", "--no-deps", str(ROOT)]]
-    for command in commands:
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if listed is None:
+        install = [*pip, "-c", str(ROOT / "constraints.txt"), f"{ROOT}[cpu]"]
+    else:
+        install = [*pip, "--no-deps", "--no-compile", "-r", str(ROOT / "examples" / "deploy" / "edge" / listed), str(ROOT)]
+    for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], install):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ContenderError(f"not installed: {done.stderr.strip().splitlines()[-1]}")
@@ -114,8 +115,17 @@ def installed_bytes(python: Path) -> int:
 
 def start(python: str, contender: Contender, threads: int) -> dict[str, float]:
     worker = Path(__file__).parent / "peers"
-    command = [python, "-c", CHILD, contender.kind, json.dumps(contender.options), str(threads), str(worker)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in UNSET} | {"HF_HUB_OFFLINE": "1"}
+    command = [
+        python,
+        "-c",
+        CHILD,
+        contender.kind,
+        json.dumps(contender.options),
+        str(threads),
+        str(worker),
+        str(time.time()),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd="/")
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return answer

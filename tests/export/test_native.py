@@ -26,6 +26,7 @@ from crossforge.runtime.providers import why_not
 from crossforge.runtime.reranker import Reranker
 from crossforge.runtime.verification import verify_bundle
 from support.encoders import make_encoder, make_shape
+from support.few_packages import edge_requirements, rank_with
 from support.tiny_models import UNGATED, save_tiny_model
 
 BERT: dict[str, Any] = {
@@ -81,6 +82,9 @@ def test_the_native_variant_is_as_near_to_float32_as_int8_is(tmp_path: Path, arc
     assert native.max_abs_diff < 2 * int8.max_abs_diff
     assert manifest.variants[Precision.INT8_NATIVE].path == "native/model_int8.safetensors"
     assert verify_bundle(path).passed
+    if architecture == "bert":
+        chosen = rank_with([*edge_requirements("int8_native.txt")], path)[:2]
+        assert chosen == (ExecutionProvider.NATIVE, Precision.INT8_NATIVE), "it needs no ONNX Runtime"
     with Reranker.load(path) as reranker:
         assert reranker.session.provider is ExecutionProvider.NATIVE
         together = reranker.score_pairs(PAIRS).logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -78,6 +77,8 @@ class DeploymentProfile:
         Raises:
             InputError: The file cannot be read, or holds an unknown key or a bad value.
         """
+        import tomllib  # some milliseconds, and few processes read one
+
         path = Path(path)
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ class ExecutionProvider(StrEnum):
     TENSORRT = "tensorrt"
     CUDA = "cuda"
     NATIVE = "native"
-    """Our own engine for int8 encoders on processors with AVX-512 VNNI, compiled by ``crossforge native``."""
+    """Our own engine for int8 encoders, compiled by ``crossforge native``."""
     CPU = "cpu"
     OPENVINO = "openvino"
     """OpenVINO on the processor. ``auto`` does not take it: ``crossforge tune`` finds out where it is faster."""

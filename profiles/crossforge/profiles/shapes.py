@@ -6,7 +6,6 @@ kernels are tuned at opt, and its memory is reserved for max.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +116,8 @@ def read_profiles(path: str | Path) -> tuple[OptimizationProfile, ...]:
     Raises:
         InputError: The file cannot be read, has an unknown or missing key or a bad value, or its profiles leave shapes out.
     """
+    import tomllib  # some milliseconds, and few processes read one
+
     path = Path(path)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))

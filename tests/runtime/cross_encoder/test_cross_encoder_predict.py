@@ -12,7 +12,7 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder as Original
 
-from crossforge.profiles import InputError
+from crossforge.profiles import ExecutionProvider, InputError
 from crossforge.runtime import Activation, CrossEncoder
 from support.cross_encoders import DOCUMENTS, PAIRS, QUERY, Both, assert_same, ranking
 
@@ -182,6 +182,15 @@ def test_progress_is_not_shown(
 @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
 def test_the_device_where_the_model_runs_is_taken(one: Both, device: Any) -> None:
     assert_same(one.ours.predict(PAIRS, device=device), one.original.predict(PAIRS, device=device))
+
+
+@pytest.mark.parametrize("provider", [ExecutionProvider.NATIVE, ExecutionProvider.OPENVINO])
+def test_the_other_engines_of_the_processor_run_on_the_cpu_too(
+    one: Both, provider: ExecutionProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(one.ours.reranker.session), "provider", provider)
+    assert one.ours.device == "cpu"
+    one.ours.predict(PAIRS, device="cpu")
 
 
 @pytest.mark.parametrize(

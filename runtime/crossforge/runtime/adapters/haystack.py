@@ -28,7 +28,7 @@ class CrossforgeReranker:
         top_k: Documents to keep; None keeps all.
         meta_fields_to_embed: Fields of ``meta`` whose values go before a document's content.
         embedding_separator: Stands between them.
-        provider: ``auto``, ``tensorrt``, ``cuda`` or ``cpu``; only for a folder.
+        provider: ``auto`` or the name of an execution provider; only for a folder.
         precision: ``auto`` or a variant's name; only for a folder.
 
     Raises:

@@ -31,7 +31,7 @@ class CrossforgeReranker(BaseDocumentCompressor):
     Args:
         model: A bundle's folder; or a Reranker or MicroBatcher that is open and stays its owner's.
         top_n: Documents to keep; None keeps all.
-        provider: ``auto``, ``tensorrt``, ``cuda`` or ``cpu``; only for a folder.
+        provider: ``auto`` or the name of an execution provider; only for a folder.
         precision: ``auto`` or a variant's name; only for a folder.
 
     Raises:

@@ -37,7 +37,7 @@ class CrossforgeReranker(BaseNodePostprocessor):
         model: A bundle's folder; or a Reranker or MicroBatcher that is open and stays its owner's.
         top_n: Nodes to keep; None keeps all.
         keep_retrieval_score: Keep the score that a node came with in ``metadata["retrieval_score"]``.
-        provider: ``auto``, ``tensorrt``, ``cuda`` or ``cpu``; only for a folder.
+        provider: ``auto`` or the name of an execution provider; only for a folder.
         precision: ``auto`` or a variant's name; only for a folder.
         callback_manager: Told when a reranking begins and ends.
 

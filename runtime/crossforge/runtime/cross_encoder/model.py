@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from crossforge.profiles import Activation, ExecutionProvider, InputError
+from crossforge.profiles import Activation, InputError
 from crossforge.runtime.activation import Floats, activate, log_softmax
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.cross_encoder.arguments import (
@@ -159,7 +159,7 @@ class CrossEncoder:
     @property
     def device(self) -> str:
         """``cpu`` or ``cuda``; sentence-transformers gives a ``torch.device``."""
-        return "cpu" if self.reranker.session.provider is ExecutionProvider.CPU else "cuda"
+        return "cpu" if self.reranker.session.provider.is_cpu else "cuda"
 
     @renamed("num_workers", sentences="inputs", activation_fct="activation_fn")
     def predict(
