@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 import time
 import traceback
@@ -91,10 +92,10 @@ def handles_errors(command: Callable[P, R]) -> Callable[P, R]:
                     traceback.print_exc()
                 err.print(f"[bold red]Error:[/] {escape(str(error))}")
                 raise typer.Exit(error.exit_code) from error
-            except BrokenPipeError as error:  # whoever read our output went away (`| head`)
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise typer.Exit(0) from error
             except OSError as error:  # such as a full disk
+                if isinstance(error, BrokenPipeError) and _reader_left():
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    raise typer.Exit(0) from error
                 if kwargs.get("debug"):
                     traceback.print_exc()
                 err.print(f"[bold red]Error:[/] {escape(f'the system refused what was to be done ({error})')}")
@@ -104,6 +105,13 @@ def handles_errors(command: Callable[P, R]) -> Callable[P, R]:
                 raise typer.Exit(130) from error
 
     return wrapper
+
+
+def _reader_left() -> bool:
+    """Whether whoever read stdout has gone (`| head`): other pipes, of processes that work for us, can break too."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
