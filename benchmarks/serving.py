@@ -208,7 +208,12 @@ def overload(arguments: argparse.Namespace) -> dict[str, object]:
     with crossforge_server("crossforge", arguments.precision, "--max-queue-tokens", str(OVERLOAD_QUEUE_TOKENS)) as server:
         run(server, requests[:16], 4)
         unloaded = run(server, requests[:64], 1)
-        capacity = run(server, requests, arguments.concurrency)
+        # As many at a time as fill half of the queue: requests that are refused would leave too few to measure by.
+        tokens_per_request = metric(server, "crossforge_tokens_total") / (16 + len(requests[:64]))
+        at_once = max(2, min(arguments.concurrency, int(OVERLOAD_QUEUE_TOKENS / 2 / tokens_per_request)))
+        capacity = run(server, requests, at_once)
+        if capacity.count(200) != len(requests):
+            raise SystemExit(f"{capacity.count(200)} of {len(requests)} requests were answered: no measure of the capacity")
         load = asyncio.run(
             open_loop(server.port, server.path, server.bodies(requests), per_s=2 * capacity.per_s, seconds=arguments.seconds)
         )
@@ -221,6 +226,7 @@ def overload(arguments: argparse.Namespace) -> dict[str, object]:
         "passages": passages,
         "capacity_per_s": capacity.per_s,
         "offered_per_s": (len(load.answers) + load.lost) / arguments.seconds,
+        "offered_of_capacity": (len(load.answers) + load.lost) / arguments.seconds / capacity.per_s,
         "answered": load.count(200),
         "refused": load.count(429),
         "other": len(load.answers) - load.count(200) - load.count(429),

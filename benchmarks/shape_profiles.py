@@ -27,7 +27,8 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.batching import padding_waste, plan_batches
 from crossforge.runtime.scoring import GPU_BUDGET_TOKENS
-from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template, load_tokenizer
+from crossforge.runtime.templates import derive_pair_template
+from crossforge.runtime.tokenization import PairTokenizer, load_tokenizer
 from crossforge.runtime.workload import workload_from_records
 
 MAX_LENGTH = 512

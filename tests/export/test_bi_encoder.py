@@ -20,7 +20,8 @@ from crossforge.profiles import Activation, InputError, Pooling, SourceError
 from crossforge.runtime import Embedder
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.sessions.ort import OnnxRuntimeSession
-from crossforge.runtime.tokenization import PairTokenizer, derive_text_template
+from crossforge.runtime.templates import derive_text_template
+from crossforge.runtime.tokenization import PairTokenizer
 from support.bi_encoders import TEXTS, WIDTH, edit_modules, save_bi_encoder
 from support.builders import make_manifest
 from support.tiny_models import edit_json

@@ -26,8 +26,9 @@ from crossforge.profiles import Activation, ExecutionProvider, InputError, Preci
 from crossforge.runtime import CrossEncoder, Reranker
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.loading import open_model
-from crossforge.runtime.prompts import PromptTokenizer, derive_prompt_template
+from crossforge.runtime.prompts import PromptTokenizer
 from crossforge.runtime.scoring import compute_logits
+from crossforge.runtime.templates import derive_prompt_template
 from crossforge.runtime.tokenization import PairTokenizer
 from crossforge.runtime.verification import verify_bundle
 from support.builders import write_manifest

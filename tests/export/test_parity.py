@@ -24,7 +24,8 @@ from crossforge.export.source import LoadedSource, SourceOptions, load_source
 from crossforge.profiles import ParityReport, Precision
 from crossforge.runtime.batching import collate, plan_batches
 from crossforge.runtime.records import Passage, QueryRecord
-from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template
+from crossforge.runtime.templates import derive_pair_template
+from crossforge.runtime.tokenization import PairTokenizer
 from support.tiny_models import MAX_LENGTH, edit_json, save_tiny_model
 
 Floats = NDArray[np.float32]

@@ -20,7 +20,8 @@ from crossforge.export.passes.trim_vocabulary import TrimResult, count_rows, ren
 from crossforge.export.source import load_source
 from crossforge.profiles import Truncation, TruncationSide
 from crossforge.runtime.batching import BatchPlan, collate
-from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template
+from crossforge.runtime.templates import derive_pair_template
+from crossforge.runtime.tokenization import PairTokenizer
 from support.tiny_models import MAX_LENGTH, VOCABULARY, save_tiny_model
 from support.vocabularies import NONE, SAME, Array, run, table_of, tokens_of, vocabulary_of
 

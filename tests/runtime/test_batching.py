@@ -17,7 +17,8 @@ from crossforge.profiles import (
     smallest_profile,
 )
 from crossforge.runtime.batching import BatchPlan, collate, padding_waste, plan_batches
-from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer, derive_pair_template
+from crossforge.runtime.templates import derive_pair_template
+from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 from support.families import BERT_TEMPLATE, make_tokenizer, word_tokenizer
 from support.strategies import lengths, no_deadline, profile_sets, words
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from crossforge.profiles import (
     UnknownTokensWarning,
 )
 from crossforge.runtime import Embedder, FakeSession, PairTokenizer, Reranker
-from crossforge.runtime.pair_scorer import load_pair_scorer
+from crossforge.runtime.kinds import load_pair_scorer
 from crossforge.runtime.similarity import compare_all, compare_pairwise
-from crossforge.runtime.tokenization import derive_text_template
+from crossforge.runtime.templates import derive_text_template
 from support.builders import make_manifest, write_bundle
 from support.families import FAMILIES, different_passages, make_tokenizer
 from support.mean_model import MeanModel
@@ -171,6 +172,20 @@ def test_pairs_are_scored_by_the_similarity_of_prompted_texts_and_each_text_is_e
     for (query, passage), logit in zip(pairs, scored.logits[:, 0], strict=True):
         a, b = embedder.encode([query], prompt_name="query"), embedder.encode([passage], prompt_name="document")
         assert logit == pytest.approx(embedder.similarity(a, b)[0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ("city", "pairs must be a list"),
+        (["city"], "pair 0 is not a pair; got str 'city'"),
+        ([("city", "berlin"), (["city"], "berlin")], r"the query of pair 1 is not a string; got list"),
+        ([("city", "berlin"), ("city", 3)], "passage 1 is not a string; got int 3"),
+    ],
+)
+def test_what_is_no_pair_of_texts_is_refused(pairs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fake_embedder().score_pairs(pairs)
 
 
 def by_hand(a: NDArray[np.float64], b: NDArray[np.float64], similarity: Similarity) -> float:

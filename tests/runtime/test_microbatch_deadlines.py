@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import pytest
 
 from crossforge.profiles import (
@@ -10,6 +12,9 @@ from crossforge.profiles import (
     OverloadedError,
 )
 from crossforge.runtime.microbatch import MicroBatchConfig, MicroBatcher
+from crossforge.runtime.microbatch.ledger import Ledger
+from crossforge.runtime.microbatch.request import Request
+from crossforge.runtime.scored import ScoredPairs
 from support.batchers import QUERY, TOKENS, ManualClock, busy, computed_pairs
 from support.builders import fake_reranker
 from support.families import different_passages
@@ -55,6 +60,26 @@ def test_a_deadline_that_passes_while_the_last_batch_runs_does_not_throw_its_ans
         clock.now_s += 2.0
         session.let_through()
         assert len(request.result(WAIT_S).logits) == 1
+
+
+def test_each_request_ends_at_its_own_deadline() -> None:
+    clock = ManualClock()
+    ledger = Ledger(max_queue_tokens=1_000, slice_tokens=100, workers=1, clock=clock)
+    with fake_reranker() as reranker:
+        pairs = reranker.tokenizer.encode(QUERY, ["berlin"])
+    futures = {}
+    for deadline_s in (3.0, 1.0, None, 2.0):
+        futures[deadline_s] = Future[ScoredPairs]()
+        ledger.reserve(0)
+        ledger.admit(Request(asked=pairs, labels=1, future=futures[deadline_s], expires_at=deadline_s), 0)
+    ended = []
+    for now_s in (0.5, 1.0, 1.5, 2.5, 3.5):
+        clock.now_s = now_s
+        ledger.expire()
+        ended.append(sum(future.done() for future in futures.values()))
+
+    assert ended == [0, 1, 1, 2, 3]
+    assert not futures[None].done()
 
 
 @pytest.mark.parametrize("deadline_s", [0.0, -1.0, float("nan")])

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from crossforge.export.causal import QWEN3
 from crossforge.profiles import InputError, Prompt, Truncation, TruncationSide
 from crossforge.runtime.distinct import find_distinct
-from crossforge.runtime.prompts import PromptTokenizer, derive_prompt_template
+from crossforge.runtime.prompts import PromptTokenizer
+from crossforge.runtime.templates import derive_prompt_template
 from crossforge.runtime.token_cache import TokenCache
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 from support.causal_models import CARD_PREFIX, CARD_SUFFIX, CARD_TASK, make_tokenizer
@@ -163,6 +164,17 @@ def test_what_is_read_of_texts_is_what_their_tokens_spell(query: str, passage: s
     assert end <= len(passage * 20)
     if not pairs.truncated[0]:
         assert end == len(passage * 20)
+
+
+def test_a_query_of_unknown_words_is_told_whatever_its_prompt_says() -> None:
+    tokenizer = make_family_tokenizer()
+    prompt = Prompt(
+        prefix="", body="where people live in the city of {query} is berlin {passage}", suffix="", instruction=None
+    )
+    ours = PromptTokenizer(tokenizer, prompt, derive_prompt_template(tokenizer, prompt), LONG)
+    pairs = ours.encode_pairs([("ж жж", "city"), ("city", "ж жж"), ("city", "city")])
+
+    assert pairs.mostly_unknown.tolist() == [True, True, False]
 
 
 def test_the_lengths_are_those_of_the_sequences() -> None:

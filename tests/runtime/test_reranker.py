@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from crossforge.profiles import (
     Activation,
+    ClosedError,
     CostModel,
     EngineError,
     InputError,
@@ -22,6 +24,7 @@ from crossforge.profiles import (
     UnknownTokensWarning,
 )
 from crossforge.runtime import FakeSession, RankedPassage
+from crossforge.runtime.timing import StageName, untimed
 from support.builders import fake_reranker, make_manifest, make_scoring
 from support.families import make_tokenizer
 from support.strategies import no_deadline, words
@@ -251,15 +254,7 @@ def test_threads_may_share_a_reranker(workers: int) -> None:
     assert answers == expected
 
 
-@pytest.mark.parametrize(
-    "workers",
-    [
-        1,
-        pytest.param(
-            2,
-        ),
-    ],
-)
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_closed_reranker_scores_no_more(workers: int) -> None:
     session = FakeSession()
     with fake_reranker(session, workers=workers, budget_tokens=1) as reranker:
@@ -267,8 +262,29 @@ def test_a_closed_reranker_scores_no_more(workers: int) -> None:
 
     with pytest.raises(EngineError, match="closed"):
         session.run(session.batches[0])
-    with pytest.raises(EngineError, match="closed"):
+    with pytest.raises(ClosedError, match="the reranker is closed"):
         reranker.score(QUERY, PASSAGES)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_call_that_meets_close_says_so(moment: int, workers: int) -> None:
+    stages: list[str] = []
+
+    def closing(stage: StageName, /) -> AbstractContextManager[object]:
+        stages.append(stage)
+        if stages.count("plan") == moment:
+            reranker.close()
+        return untimed(stage)
+
+    reranker = fake_reranker(workers=workers, budget_tokens=1, timed=closing)
+    with pytest.raises(ClosedError, match="the reranker is closed"):
+        reranker.score(QUERY, PASSAGES)
+
+
+def test_a_budget_of_no_tokens_is_refused() -> None:
+    with fake_reranker() as reranker, pytest.raises(InputError, match="got budget_tokens 0"):
+        reranker.compute_logits(reranker.tokenizer.encode(QUERY, PASSAGES), budget_tokens=0)
 
 
 def test_a_cost_model_decides_the_cuts_and_no_score() -> None:

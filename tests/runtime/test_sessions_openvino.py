@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import sys
+from collections import UserDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +33,7 @@ from crossforge.runtime.sessions.ort import OnnxRuntimeSession
 from support.builders import make_machine, write_bundle
 from support.families import make_tokenizer
 from support.mean_model import MeanModel
+from support.sessions import WAIT_S
 
 OPENVINO = ExecutionProvider.OPENVINO
 INSTALLED = make_machine(openvino_packages=("openvino 2026.4.1",))
@@ -80,6 +85,39 @@ def test_more_threads_than_streams_may_share_a_session(tmp_path: Path) -> None:
 
     for logits in together:
         np.testing.assert_array_equal(logits, alone)
+
+
+class HeldBatch(UserDict[str, Any]):
+    """A batch that whoever runs it waits to read until it is let go."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        self.taken, self.let_go = Event(), Event()
+
+    def __iter__(self) -> Iterator[str]:
+        self.taken.set()
+        self.let_go.wait()
+        return super().__iter__()
+
+
+@pytest.mark.usefixtures("openvino")
+def test_a_batch_that_waits_for_a_request_ends_when_the_session_is_closed(tmp_path: Path) -> None:
+    session = OpenVinoSession(save(tmp_path, MeanModel()), streams=1)
+    batch = batch_of(*session.input_names)
+    held = HeldBatch(batch)
+    runs = [Thread(target=session.run, args=(rows,), daemon=True) for rows in (held, batch)]
+    runs[0].start()
+    held.taken.wait()
+    runs[1].start()
+    while sys._current_frames()[runs[1].ident or 0].f_code is not OpenVinoSession.run.__code__:
+        pass  # not yet where it waits for the only request
+    session.close()
+    held.let_go.set()
+    for run in runs:
+        run.join(WAIT_S)
+        assert not run.is_alive()
+    with pytest.raises(EngineError, match="closed"):
+        session.run(batch)
 
 
 @pytest.mark.usefixtures("openvino")

@@ -11,14 +11,10 @@ from tokenizers import Tokenizer, models
 
 from crossforge.profiles import InputError, ManifestError, Truncation, TruncationSide
 from crossforge.runtime.batching import collate, plan_batches
-from crossforge.runtime.tokenization import (
-    MAX_TEXT_CHARS,
-    EncodedPairs,
-    PairTokenizer,
-    derive_pair_template,
-    find_unknown_id,
-    load_tokenizer,
-)
+from crossforge.runtime.inputs import MAX_TEXT_CHARS
+from crossforge.runtime.templates import derive_pair_template
+from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer, load_tokenizer
+from crossforge.runtime.unknown_tokens import find_unknown_id
 from support.builders import TRUNCATION
 from support.families import BERT_TEMPLATE, FAMILIES, PAD_TOKEN_IDS, TEMPLATES, make_tokenizer, word_tokenizer
 from support.strategies import no_deadline, queries, texts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from math import ceil
 from typing import Any
@@ -15,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossforge.profiles import InputError, Truncation, TruncationSide, TruncationWarning
+from crossforge.profiles import InputError, RequestTooLargeError, Truncation, TruncationSide, TruncationWarning
 from crossforge.runtime import Chunking, FakeSession, PairTokenizer, Reranker, Window
 from crossforge.runtime.microbatch import MicroBatcher
 from crossforge.runtime.token_cache import TokenCache
+from crossforge.runtime.tokenization import EncodedPairs
 from crossforge.runtime.windows import cut_windows
 from support.builders import fake_reranker, make_manifest, make_scoring
 from support.families import FAMILIES, TEMPLATES, different_passages, make_tokenizer
@@ -164,10 +164,8 @@ def uneven(labels: int) -> FakeSession:
     return Uneven(lambda ids: float(ids.sum() % 97) / 10, labels=labels)
 
 
-def row(pairs: Any, index: int) -> Any:
-    kept = slice(index, index + 1)
-    fields = ("head_of_pair", "passages", "lengths", "truncated", "query_truncated", "unknown_tokens", "mostly_unknown")
-    return replace(pairs, **{name: getattr(pairs, name)[kept] for name in fields}, windows=None)
+def row(pairs: EncodedPairs, index: int) -> EncodedPairs:
+    return pairs.take(np.asarray([index]))
 
 
 def test_the_window_that_won_holds_what_was_planted() -> None:
@@ -375,3 +373,12 @@ def test_the_demo_model_finds_an_answer_past_its_limit(reranker: Reranker) -> No
     np.testing.assert_array_equal(
         reranker.score(query, [ANSWER, FILLER[0]], chunk="max"), reranker.score(query, [ANSWER, FILLER[0]])
     )
+
+
+def test_windows_beyond_the_most_tokens_are_refused_and_equal_passages_count_once() -> None:
+    tokenizer = pair_tokenizer("bert", 40)
+    tokens = int(tokenizer.encode(QUERY, [LONG, SHORT], chunk="max").lengths.sum())
+
+    assert len(tokenizer.encode(QUERY, [LONG, LONG, SHORT], chunk=Chunking(max_tokens=tokens)))
+    with pytest.raises(RequestTooLargeError, match=f"got {tokens:,} tokens"):
+        tokenizer.encode(QUERY, [LONG, SHORT], chunk=Chunking(max_tokens=tokens - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,12 @@ from crossforge.runtime.sessions.native.encoder_file import Encoder, EncoderShap
 from crossforge.runtime.sessions.native.library import load_library
 
 Batch = dict[str, NDArray[np.int64]]
+Rows = NDArray[np.float64]
+"""float64 [heads, tokens, head width]."""
+Attend = Callable[[Rows, Rows, Rows], Rows]
+"""From queries, keys and values to their mixtures."""
+ATTEND_IN_CODES = ("avx512_vnni",)
+"""Kernels whose attention multiplies integers of 16 bits; the others' multiplies float32."""
 _GELU_ZERO = 24
 
 
@@ -69,19 +75,22 @@ def make_batch(lengths: Sequence[int], shape: EncoderShape, *, seed: int = 0, pa
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
 
 
-def compute(encoder: Encoder, batch: Batch, library: Path) -> NDArray[np.float64]:
-    """Logits of a batch, float64 [batch, labels]: the engine's arithmetic, one pair after the other.
+def compute(encoder: Encoder, batch: Batch, library: Path, kernels: str) -> NDArray[np.float64]:
+    """Logits of a batch, float64 [batch, labels]: the arithmetic of the engine's kernels, one pair after the other.
 
     Only GELU, whose approximation has a test of its own, is asked of the library: else one value in fifty would be
     rounded to another code.
     """
     lengths = batch["attention_mask"].sum(axis=1)
     rows = zip(batch["input_ids"], batch["token_type_ids"], lengths, strict=True)
-    return np.stack([_compute_pair(encoder, ids[:length], segments[:length], library) for ids, segments, length in rows])
+    attend = _attend_in_codes if kernels in ATTEND_IN_CODES else _attend
+    return np.stack(
+        [_compute_pair(encoder, ids[:length], segments[:length], library, attend) for ids, segments, length in rows]
+    )
 
 
 def _compute_pair(
-    encoder: Encoder, ids: NDArray[np.int64], segments: NDArray[np.int64], library: Path
+    encoder: Encoder, ids: NDArray[np.int64], segments: NDArray[np.int64], library: Path, attend: Attend
 ) -> NDArray[np.float64]:
     shape, t = encoder.shape, {name: tensor.astype(np.float64) for name, tensor in encoder.tensors.items()}
     places = np.arange(len(ids)) + shape.padding_id + 1
@@ -94,10 +103,9 @@ def _compute_pair(
             _linear(hidden, t, f"{at}.{name}").reshape(len(ids), shape.heads, width).transpose(1, 0, 2)
             for name in ("query", "key", "value")
         )
-        scores = query @ key.transpose(0, 2, 1) / np.sqrt(width)
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        mixed = (weights @ value).transpose(1, 0, 2).reshape(len(ids), shape.hidden)
+        if layer == shape.layers - 1:  # the head reads the first row alone
+            query, hidden = query[:, :1], hidden[:1]
+        mixed = attend(query, key, value).transpose(1, 0, 2).reshape(len(hidden), shape.hidden)
         hidden = _normalize(hidden + _linear(mixed, t, f"{at}.attention_output"), t, f"{at}.attention_norm", shape.epsilon)
         wide = gelu(_linear(hidden, t, f"{at}.feed_forward_in"), library)
         narrow = _linear(wide, t, f"{at}.feed_forward_out", of_gelu=True)
@@ -105,6 +113,24 @@ def _compute_pair(
     pooled = np.tanh(hidden[0] @ t["dense.weight"] + t["dense.bias"])
     logits: NDArray[np.float64] = pooled @ t["label.weight"] + t["label.bias"]
     return logits
+
+
+def _attend(query: Rows, key: Rows, value: Rows) -> Rows:
+    scores = query @ key.transpose(0, 2, 1) / np.sqrt(query.shape[-1])
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    mixed: Rows = weights @ value / weights.sum(axis=-1, keepdims=True)
+    return mixed
+
+
+def _attend_in_codes(query: Rows, key: Rows, value: Rows) -> Rows:
+    """Codes of 13 bits for a head's queries and keys, of 10 bits for a column of its values, of 15 bits for weights."""
+    scales = [np.abs(rows).max(axis=(1, 2), keepdims=True) / 4095 for rows in (query, key)]
+    scores = np.rint(query / scales[0]) @ np.rint(key / scales[1]).transpose(0, 2, 1)
+    exponents = (scores - scores.max(axis=-1, keepdims=True)) * scales[0] * scales[1] / np.sqrt(query.shape[-1])
+    weights = np.rint(32767 * np.exp(exponents))
+    value_scale = np.abs(value).max(axis=1, keepdims=True) / 511
+    mixed: Rows = weights @ np.rint(value / value_scale) * value_scale / weights.sum(axis=-1, keepdims=True)
+    return mixed
 
 
 def _linear(x: NDArray[np.float64], t: dict[str, NDArray[np.float64]], name: str, *, of_gelu: bool = False) -> NDArray[Any]:

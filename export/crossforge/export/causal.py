@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossforge.profiles import Prompt, SourceError, Truncation, TruncationSide
-from crossforge.runtime.prompts import PromptTokenizer, derive_prompt_template
+from crossforge.runtime.prompts import PromptTokenizer
+from crossforge.runtime.templates import derive_prompt_template
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast

@@ -16,7 +16,8 @@ from crossforge.export.requirements import require_extras
 from crossforge.profiles import DeploymentProfile, InputError, Manifest, Precision
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.embedder import Embedder
-from crossforge.runtime.pair_scorer import PairScorer, load_pair_scorer
+from crossforge.runtime.kinds import load_pair_scorer
+from crossforge.runtime.pair_scorer import PairScorer
 from crossforge.runtime.progress import Progress, Silent, Stage
 from crossforge.runtime.records import QueryRecord, read_run
 

@@ -32,8 +32,9 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.bundle import TOKENIZER_NAME
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.prompts import PromptTokenizer, derive_prompt_template
-from crossforge.runtime.tokenization import PairTokenizer, derive_pair_template, derive_text_template, load_tokenizer
+from crossforge.runtime.prompts import PromptTokenizer
+from crossforge.runtime.templates import derive_pair_template, derive_prompt_template, derive_text_template
+from crossforge.runtime.tokenization import PairTokenizer, load_tokenizer
 
 DEFAULT_PRECISIONS = (Precision.FP32, Precision.INT8)
 _GOLDEN_PAIRS = 8

@@ -37,11 +37,11 @@ from crossforge.profiles import (
 )
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
-from crossforge.runtime.pair_scorer import load_pair_scorer
+from crossforge.runtime.kinds import load_pair_scorer
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.prompts import derive_template
 from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.sessions.native.encoder_file import read_encoder, write_encoder
+from crossforge.runtime.templates import derive_template
 from crossforge.runtime.tokenization import load_tokenizer
 
 _TOLERANCE = 1e-6

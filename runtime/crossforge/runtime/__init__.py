@@ -12,11 +12,11 @@ from crossforge.profiles.telemetry import switch_off_telemetry
 from crossforge.runtime.batching import BatchPlan, plan_batches
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.cross_encoder import CrossEncoder
-from crossforge.runtime.embedder import EmbeddedTexts, Embedder
+from crossforge.runtime.embedder import Embedder
 from crossforge.runtime.providers import ProviderPlan, select_providers
 from crossforge.runtime.ranking import RankedPassage
 from crossforge.runtime.reranker import Reranker
-from crossforge.runtime.scored import ScoredPairs
+from crossforge.runtime.scored import EmbeddedTexts, ScoredPairs
 from crossforge.runtime.sessions import FakeSession, Session
 from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 from crossforge.runtime.windows import Chunking, Window

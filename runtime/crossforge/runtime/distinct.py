@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,17 +35,4 @@ def find_distinct(asked: EncodedPairs) -> DistinctPairs:
     if len(index_of_pair) == len(asked):
         return DistinctPairs(pairs=asked, position=position)
     first = np.unique(position, return_index=True)[1]
-    return DistinctPairs(
-        pairs=replace(
-            asked,
-            head_of_pair=asked.head_of_pair[first],
-            passages=tuple(asked.passages[i] for i in first),
-            lengths=asked.lengths[first],
-            truncated=asked.truncated[first],
-            query_truncated=asked.query_truncated[first],
-            unknown_tokens=asked.unknown_tokens[first],
-            mostly_unknown=asked.mostly_unknown[first],
-            windows=None,
-        ),
-        position=position,
-    )
+    return DistinctPairs(pairs=asked.take(first), position=position)

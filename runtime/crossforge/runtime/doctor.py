@@ -39,7 +39,7 @@ class Diagnosis:
     packages: tuple[str, ...]
     """Installed packages that matter, as ``name version``."""
     missing_extras: dict[str, str]
-    """Extras that are not installed, and which command they are for."""
+    """Extras that are not installed, and the command that installs each."""
     providers: tuple[ProviderState, ...]
     problems: tuple[str, ...]
     """What should be mended, as sentences that say how."""

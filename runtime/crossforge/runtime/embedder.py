@@ -2,113 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crossforge.profiles import (
-    ClosedError,
-    DeploymentProfile,
-    Embedding,
-    InputError,
-    Manifest,
-    NonFiniteLogitsError,
-    OptimizationProfile,
-    Precision,
-    TruncationWarning,
-    UnknownTokensWarning,
-)
+from crossforge.profiles import DeploymentProfile, Embedding, InputError, Manifest
 from crossforge.runtime.activation import Floats
-from crossforge.runtime.batching import padding_waste
 from crossforge.runtime.bundle import Bundle
-from crossforge.runtime.distinct import find_distinct
-from crossforge.runtime.golden import check_golden_pairs
 from crossforge.runtime.hub import HubOptions
-from crossforge.runtime.opening import open_parts
-from crossforge.runtime.precision import AUTO, PrecisionChoice
-from crossforge.runtime.providers import ProviderPlan
-from crossforge.runtime.scored import ScoredPairs
-from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits
-from crossforge.runtime.sessions import Session
+from crossforge.runtime.inputs import check_list, check_pair, check_text
+from crossforge.runtime.opening import open_scorer
+from crossforge.runtime.pair_scorer import PairScorer
+from crossforge.runtime.precision import AUTO
+from crossforge.runtime.scored import EmbeddedTexts, ScoredPairs, warn_of_losses
 from crossforge.runtime.similarity import compare_all, compare_pairwise
 from crossforge.runtime.timing import StageTimer, untimed
-from crossforge.runtime.tokenization import PairTokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbeddedTexts:
-    """Embeddings, with what happened on the way to them."""
-
-    vectors: Floats
-    """float32 [n, dimension], in the texts' order."""
-    truncated: NDArray[np.bool_]
-    """Texts of which the model did not see all: bool [n]."""
-    unknown_tokens: NDArray[np.int32]
-    """Tokens of each text that stand for something the tokenizer has no token for: int32 [n]."""
-    mostly_unknown: NDArray[np.bool_]
-    """Texts that are mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
-    token_counts: NDArray[np.int32]
-    """Tokens of each text, special tokens and prompt included: int32 [n]."""
-    batches: int
-    """It took so many for the texts that differ; equal texts are computed once."""
-    padding_waste: float
-    """Share of the computed tokens that were padding, 0.0 to 1.0."""
-
-
-class Embedder:
+class Embedder(PairScorer):
     """Embeds texts with one session. Safe to call from several threads; close it, or use it as a context manager.
 
-    :meth:`load` is the way to get one.
-
-    Args:
-        session: Runs batches. The embedder owns it and closes it.
-        tokenizer: Encodes texts for it.
-        manifest: Of a bi-encoder: says how vectors are compared, and has the prompts.
-        precision: The variant that the session runs.
-        budget_tokens: Largest ``batch x sequence`` of a batch.
-        profiles: The shapes that the session takes; none if it takes any.
-        workers: Batches that run at the same time.
-        provider_plan: How the provider was chosen, where it was.
-        precision_choice: How the variant was chosen, where it was.
-        timed: Told when a stage of a call begins and ends.
-
-    Raises:
-        InputError: The manifest is a cross-encoder's.
+    :meth:`load` is the way to get one. The constructor takes the parts; its manifest has to be a bi-encoder's.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        tokenizer: PairTokenizer,
-        manifest: Manifest,
-        *,
-        precision: Precision = Precision.FP32,
-        budget_tokens: int = CPU_BUDGET_TOKENS,
-        profiles: Sequence[OptimizationProfile] = (),
-        workers: int = 1,
-        provider_plan: ProviderPlan | None = None,
-        precision_choice: PrecisionChoice | None = None,
-        timed: StageTimer = untimed,
-    ) -> None:
-        self.embedding = _embedding_of(manifest, "the manifest")
-        self.session = session
-        self.tokenizer = tokenizer
-        self.manifest = manifest
-        self.precision = precision
-        self.budget_tokens = budget_tokens
-        self.profiles = tuple(profiles)
-        self.workers = workers
-        self.provider_plan = provider_plan
-        self.precision_choice = precision_choice
-        self._timed = timed
-        self._closed = False
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="crossforge") if workers > 1 else None
+    kind = "embedder"
+    reads = "text"
+
+    embedding: Embedding
+    """What the manifest says of the vectors: how they are compared, and the prompts."""
 
     @classmethod
     def load(
@@ -130,36 +52,20 @@ class Embedder:
         Raises:
             InputError: Also where the bundle holds a cross-encoder.
         """
-        bundle = Bundle.open(bundle, HubOptions(revision=revision))
-        _embedding_of(bundle.manifest, str(bundle.path))
-        parts = open_parts(
-            bundle,
+        opened = Bundle.open(bundle, HubOptions(revision=revision))
+        _embedding_of(opened.manifest, str(opened.path))
+        return open_scorer(
+            cls,
+            opened,
             provider=provider,
             precision=precision,
             strict=strict,
-            deployment=deployment or DeploymentProfile(),
+            deployment=deployment,
             check_files=check_files,
+            check_golden=check_golden,
             allow_host_code=allow_host_code,
-        )
-        embedder = cls(
-            parts.session,
-            parts.tokenizer,
-            bundle.manifest,
-            precision=parts.choice.precision,
-            budget_tokens=parts.budget_tokens,
-            profiles=parts.profiles,
-            workers=parts.workers,
-            provider_plan=parts.plan,
-            precision_choice=parts.choice,
             timed=timed,
         )
-        if check_golden:
-            try:
-                embedder.check_golden()
-            except Exception:
-                embedder.close()
-                raise
-        return embedder
 
     @property
     def dimension(self) -> int:
@@ -187,19 +93,19 @@ class Embedder:
             UnknownTokensWarning: Most of a text is nothing that the model has a token for.
         """
         embedded = self.embed(texts, prompt_name=prompt_name, prompt=prompt)
-        _warn_of_losses(embedded)
+        warn_of_losses(embedded)
         return embedded.vectors
 
     def encode_queries(self, queries: Sequence[str]) -> Floats:
         """Embed queries: :meth:`encode` with the model's prompt for them, ``query``."""
         embedded = self.embed(queries, prompt=self.embedding.query_prompt)
-        _warn_of_losses(embedded)
+        warn_of_losses(embedded)
         return embedded.vectors
 
     def encode_passages(self, passages: Sequence[str]) -> Floats:
         """Embed passages: :meth:`encode` with the model's prompt for them, ``document``, ``passage`` or ``corpus``."""
         embedded = self.embed(passages, prompt=self.embedding.passage_prompt)
-        _warn_of_losses(embedded)
+        warn_of_losses(embedded)
         return embedded.vectors
 
     def embed(
@@ -214,38 +120,19 @@ class Embedder:
 
         ``on_batch`` hears each batch's number of texts; see :meth:`encode` for the rest.
         """
-        if self._closed:
-            raise ClosedError("the embedder is closed")
         before = self._find_prompt(prompt_name, prompt)
         with self._timed("tokenize"):
             encoded = self.tokenizer.encode_texts(_put_before(before, texts))
-        with self._timed("plan"):
-            distinct = find_distinct(encoded)
-        vectors, plans = compute_logits(
-            self.session,
-            distinct.pairs,
-            template=self.manifest.pair_template,
-            pad_token_id=self.manifest.pad_token_id,
-            labels=self.embedding.dimension,
-            budget_tokens=self.budget_tokens,
-            profiles=self.profiles,
-            workers=self.workers,
-            executor=self._pool,
-            on_batch=on_batch,
-            timed=self._timed,
+        computed = self._compute(encoded, on_batch=on_batch)
+        return EmbeddedTexts(
+            vectors=computed.rows,
+            truncated=encoded.truncated,
+            unknown_tokens=encoded.unknown_tokens,
+            mostly_unknown=encoded.mostly_unknown,
+            token_counts=encoded.lengths,
+            batches=computed.batches,
+            padding_waste=computed.padding_waste,
         )
-        with self._timed("postprocess"):
-            vectors = vectors[distinct.position]
-            _check_finite(vectors, self.precision)
-            return EmbeddedTexts(
-                vectors=vectors,
-                truncated=encoded.truncated,
-                unknown_tokens=encoded.unknown_tokens,
-                mostly_unknown=encoded.mostly_unknown,
-                token_counts=encoded.lengths,
-                batches=len(plans),
-                padding_waste=padding_waste(plans, distinct.pairs.lengths),
-            )
 
     def similarity(self, a: Floats, b: Floats) -> Floats:
         """Compare embeddings by the model's own similarity; larger is closer, so distances are negative.
@@ -292,31 +179,8 @@ class Embedder:
         """What ranks of :meth:`score_pairs`' logits: float32 [n, 1] -> float32 [n]."""
         return logits[:, 0]
 
-    def check_golden(self) -> float:
-        """Score the manifest's golden pairs.
-
-        Returns:
-            The largest difference to the similarities that the original model gave.
-
-        Raises:
-            EngineError: It is beyond the variant's tolerance.
-        """
-        return check_golden_pairs(self.manifest, self.precision, lambda pairs: self.score_pairs(pairs).logits)
-
-    def close(self) -> None:
-        """Free the session and its threads."""
-        self._closed = True
-        if self._pool is not None:
-            self._pool.shutdown()
-        self.session.close()
-
-    def __enter__(self) -> Embedder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def _check_manifest(self) -> None:
+        self.embedding = _embedding_of(self.manifest, "the manifest")
 
     def _find_prompt(self, name: str | None, prompt: str | None) -> str:
         if name is not None and prompt is not None:
@@ -360,15 +224,16 @@ def _put_before(prompt: str, texts: Sequence[str]) -> Sequence[str]:
 
 def _split_pairs(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, int], dict[str, int]]:
     """The different queries and the different passages, each with its position."""
-    if isinstance(pairs, str | bytes) or not isinstance(pairs, Sequence):
-        raise InputError("pairs must be a list", got=type(pairs).__name__, allowed="a list of (query, passage) pairs")
+    check_list(pairs, "pairs", "(query, passage) pairs")
     queries: dict[str, int] = {}
     passages: dict[str, int] = {}
     for i, pair in enumerate(pairs):
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise InputError(f"pair {i} is not a pair", got=f"{pair!r:.60}", allowed="(query, passage)")
-        queries.setdefault(pair[0], len(queries))
-        passages.setdefault(pair[1], len(passages))
+        check_pair(pair, i)
+        query, passage = pair
+        check_text(query, f"the query of pair {i}")
+        check_text(passage, f"passage {i}")
+        queries.setdefault(query, len(queries))
+        passages.setdefault(passage, len(passages))
     return queries, passages
 
 
@@ -376,31 +241,3 @@ def _joint_waste(a: EmbeddedTexts, b: EmbeddedTexts) -> float:
     tokens = [float(part.token_counts.sum()) for part in (a, b)]
     padded = [count / (1 - part.padding_waste) for count, part in zip(tokens, (a, b), strict=True)]
     return 1 - sum(tokens) / sum(padded) if sum(padded) else 0.0
-
-
-def _check_finite(vectors: Floats, precision: Precision) -> None:
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        bad = np.flatnonzero(~finite)
-        raise NonFiniteLogitsError(
-            f"the {precision} variant answered NaN or infinity for {len(bad)} of {len(vectors)} texts",
-            got=f"text {bad[0]} first",
-            fix="Use the fp32 variant; if it does this too, the checkpoint itself is broken.",
-        )
-
-
-def _warn_of_losses(embedded: EmbeddedTexts) -> None:
-    """Warn the caller's caller that the model did not see a text, or could not read it."""
-    if count := int(embedded.truncated.sum()):
-        warnings.warn(
-            f"{count} of {len(embedded.truncated)} texts were too long for the model and were cut; embed() says which",
-            TruncationWarning,
-            stacklevel=3,
-        )
-    if count := int(embedded.mostly_unknown.sum()):
-        warnings.warn(
-            f"{count} of {len(embedded.mostly_unknown)} texts are mostly text that the model has no token for, so their "
-            "embeddings mean little; embed() says which",
-            UnknownTokensWarning,
-            stacklevel=3,
-        )

@@ -13,10 +13,10 @@ from pathlib import PurePosixPath
 from crossforge.profiles import ENGINE_FOLDER, EngineRecord, IntegrityError, Manifest, Precision
 from crossforge.runtime.bundle import Bundle
 from crossforge.runtime.machine import Machine
+from crossforge.runtime.precision import AUTO
 
 _FASTEST_FIRST = (Precision.FP16, Precision.INT8_QDQ, Precision.FP32)
 """Not measured yet; int8 of a small model may well be faster than float16."""
-_AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class EngineChoice:
 
 
 def select_engine(
-    records: Sequence[EngineRecord], manifest: Manifest, machine: Machine, *, precision: str = _AUTO, host_code: bool = False
+    records: Sequence[EngineRecord], manifest: Manifest, machine: Machine, *, precision: str = AUTO, host_code: bool = False
 ) -> EngineChoice:
     """Choose the engine to run on a machine's first GPU. Pure.
 
@@ -41,14 +41,14 @@ def select_engine(
         host_code: Whether an engine may embed code for the host.
     """
     reasons: dict[str, None] = {}
-    wanted = [record for record in records if precision in (_AUTO, record.spec.precision)]
+    wanted = [record for record in records if precision in (AUTO, record.spec.precision)]
     for record in sorted(wanted, key=lambda record: _FASTEST_FIRST.index(record.spec.precision)):
         reason = why_not_engine(record, manifest, machine, host_code=host_code)
         if reason is None:
             return EngineChoice(record=record, reason="")
         reasons[reason] = None
     if not wanted:
-        kind = "" if precision == _AUTO else f"{precision} "
+        kind = "" if precision == AUTO else f"{precision} "
         reasons[f"the bundle has no {kind}engine: crossforge build BUNDLE"] = None
     return EngineChoice(record=None, reason="; ".join(reasons))
 

@@ -1,63 +1,55 @@
-"""From a bundle's folder to the parts that a ``Reranker`` or an ``Embedder`` is made of."""
+"""From a bundle's folder to a reranker or an embedder that runs."""
 
 from __future__ import annotations
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import TypeVar
 
-from crossforge.profiles import CrossforgeError, DeploymentProfile, OptimizationProfile, ProviderFallbackWarning
+from crossforge.profiles import DeploymentProfile, ProviderFallbackWarning
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
 from crossforge.runtime.loading import open_session
 from crossforge.runtime.machine import inspect_machine, usable_cores
-from crossforge.runtime.precision import AUTO, PrecisionChoice
+from crossforge.runtime.pair_scorer import PairScorer
+from crossforge.runtime.precision import AUTO
 from crossforge.runtime.prompts import open_tokenizer
-from crossforge.runtime.providers import ProviderPlan
 from crossforge.runtime.scoring import default_budget_tokens
-from crossforge.runtime.sessions import Session
+from crossforge.runtime.timing import StageTimer
 from crossforge.runtime.token_cache import TokenCache
-from crossforge.runtime.tokenization import PairTokenizer
+
+S = TypeVar("S", bound=PairScorer)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenedParts:
-    """A bundle's session and tokenizer, and how they were chosen. Whoever asked for them owns the session."""
-
-    session: Session
-    tokenizer: PairTokenizer
-    plan: ProviderPlan
-    choice: PrecisionChoice
-    profiles: tuple[OptimizationProfile, ...]
-    """The shapes that the session takes; none if it takes any."""
-    budget_tokens: int
-    """Largest ``batch x sequence`` of a batch."""
-    workers: int
-    """Batches that run at the same time."""
-
-
-def open_parts(
+def open_scorer(
+    kind: type[S],
     bundle: Bundle,
     *,
-    provider: str = AUTO,
-    precision: str = AUTO,
-    strict: bool = False,
-    deployment: DeploymentProfile,
+    provider: str,
+    precision: str,
+    strict: bool,
+    deployment: DeploymentProfile | None,
     instruction: str | None = None,
-    check_files: bool = True,
-    allow_host_code: bool = False,
-) -> OpenedParts:
-    """Choose a provider and a variant, and open them; see :meth:`Reranker.load` for the arguments.
+    check_files: bool,
+    check_golden: bool,
+    allow_host_code: bool,
+    timed: StageTimer,
+) -> S:
+    """Choose a provider and a variant, and open them, as a scorer of the bundle's kind.
+
+    See :meth:`Reranker.load` for the other arguments.
 
     Raises:
         BundleError: The bundle is damaged, or not understood.
-        InputError: An unknown provider or precision.
+        InputError: An unknown provider or precision, or an instruction that the model cannot take.
         MachineError: This machine cannot run it, or, with ``strict``, not as asked.
-        EngineError: The model does not load.
+        EngineError: The model does not load, or fails its golden pairs.
+        HubError: The hub refuses, or does not answer.
 
     Warns:
-        ProviderFallbackWarning: Another provider runs than the one that was named.
+        ProviderFallbackWarning: Another provider runs than the one that was named; the caller's caller is told.
     """
+    deployment = deployment or DeploymentProfile()
     if precision == AUTO and deployment.precision is not None:
         precision = deployment.precision
     machine = inspect_machine()
@@ -73,13 +65,12 @@ def open_parts(
     plan = decision.plan
     if plan.is_fallback:
         warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=3)
-    manifest = bundle.manifest
     bundle.provide((TOKENIZER_NAME,))
     with ThreadPoolExecutor(1, thread_name_prefix="crossforge-load") as loader:  # beside the session, to start sooner
         tokenizer_loading = loader.submit(
             open_tokenizer,
             bundle.path,
-            manifest,
+            bundle.manifest,
             instruction=instruction,
             cache=TokenCache(deployment.passage_cache_bytes) if deployment.passage_cache_bytes else None,
         )
@@ -95,18 +86,29 @@ def open_parts(
             allow_host_code=allow_host_code,
             gpu=deployment.gpu,
         )
-    session = opened.session
+    session, choice = opened.session, opened.choice
     try:
         tokenizer = tokenizer_loading.result()
-    except CrossforgeError:
+    except BaseException:
         session.close()
         raise
-    return OpenedParts(
-        session=session,
-        tokenizer=tokenizer,
-        plan=plan,
-        choice=opened.choice,
-        profiles=opened.profiles,
+    scorer = kind(
+        session,
+        tokenizer,
+        bundle.manifest,
+        precision=choice.precision,
         budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
+        profiles=opened.profiles,
         workers=deployment.workers or (usable_cores() if session.provider.is_cpu else 1),
+        cost=deployment.cost_on(session.provider, choice.precision),
+        provider_plan=plan,
+        precision_choice=choice,
+        timed=timed,
     )
+    if check_golden:
+        try:
+            scorer.check_golden()
+        except BaseException:
+            scorer.close()
+            raise
+    return scorer

@@ -15,18 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from crossforge.profiles import InputError, Manifest, PairTemplate, Prompt, SpecialTokens, Truncation, TruncationSide
+from crossforge.profiles import InputError, Manifest, PairTemplate, Prompt, Truncation, TruncationSide
 from crossforge.runtime.bundle import TOKENIZER_NAME
+from crossforge.runtime.inputs import check_query
+from crossforge.runtime.templates import encode_special
 from crossforge.runtime.token_cache import Ids, TokenCache
-from crossforge.runtime.tokenization import (
-    EncodedPairs,
-    PairTokenizer,
-    check_query,
-    derive_pair_template,
-    derive_text_template,
-    load_tokenizer,
-    read_span,
-)
+from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer, load_tokenizer, read_span
 from crossforge.runtime.windows import Chunking
 
 
@@ -39,7 +33,7 @@ class PromptTokenizer(PairTokenizer):
     Args:
         tokenizer: As for :class:`PairTokenizer`.
         prompt: The text around the pair.
-        template: The tokens of its prefix and suffix; see :func:`derive_prompt_template`.
+        template: The tokens of its prefix and suffix; see :func:`~crossforge.runtime.templates.derive_prompt_template`.
         truncation: What gives way: the passage, on the right; and of the query what is beyond its own limit.
         instruction: Instead of the prompt's own.
         cache: Holds the ids of whole bodies.
@@ -83,7 +77,7 @@ class PromptTokenizer(PairTokenizer):
 
     def read_spans(self, query: str, passages: Sequence[str]) -> list[tuple[int, int]]:
         """As :meth:`PairTokenizer.read_spans`."""
-        query_span = self._query_span(query)
+        query_span, _ = self._read_query(query)
         opening = self._opening(query[slice(*query_span)])
         bodies = [opening + passage for passage in passages]
         spans = [query_span]
@@ -92,7 +86,7 @@ class PromptTokenizer(PairTokenizer):
             spans.append((0, max(0, end - len(opening))))
         return spans
 
-    def _encode_checked(
+    def _encode(
         self,
         queries: list[str],
         passages: Sequence[str],
@@ -106,7 +100,8 @@ class PromptTokenizer(PairTokenizer):
                 got=f"chunk {chunking.pooling}",
                 fix="Leave chunk out, or split the passages before.",
             )
-        query_spans = [self._query_span(query) for query in queries]
+        read = [self._read_query(query) for query in queries]
+        query_spans, query_ids = [span for span, _ in read], [ids for _, ids in read]
         query_cut = np.asarray([span != (0, len(q)) for span, q in zip(query_spans, queries, strict=True)], dtype=bool)
         openings = [self._opening(query[slice(*span)]) for query, span in zip(queries, query_spans, strict=True)]
         opening_ids = self._tokenize(openings)
@@ -130,8 +125,8 @@ class PromptTokenizer(PairTokenizer):
 
         suffix = len(self.template.suffix.ids)
         lengths = [len(heads[h]) + len(ids) + suffix for h, ids in zip(new_head_of_pair, kept_passages, strict=True)]
-        unknown_in_heads, unknown_in_passages = self._count_unknown(heads), self._count_unknown(kept_passages)
-        unknown_in_openings = self._count_unknown(opening_ids)
+        unknown_in_heads, unknown_in_passages = self._unknown.count(heads), self._unknown.count(kept_passages)
+        unknown_in_queries = self._unknown.count(query_ids)
         query_truncated = query_cut[head_of_pair]
         return EncodedPairs(
             heads=tuple(heads),
@@ -141,17 +136,18 @@ class PromptTokenizer(PairTokenizer):
             truncated=cut | query_truncated,
             query_truncated=query_truncated,
             unknown_tokens=unknown_in_passages + unknown_in_heads[new_head_of_pair],
-            mostly_unknown=self._are_mostly_unknown(passages, kept_passages, unknown_in_passages)
-            | self._are_mostly_unknown(queries, opening_ids, unknown_in_openings)[head_of_pair],
+            mostly_unknown=self._unknown.are_most(passages, kept_passages, unknown_in_passages)
+            | self._unknown.are_most(queries, query_ids, unknown_in_queries)[head_of_pair],
         )
 
     def _opening(self, query: str) -> str:
         return self._before_query + query + self._before_passage
 
-    def _query_span(self, query: str) -> tuple[int, int]:
-        """Which characters of a query are read: as many as its first ``query_max_length`` tokens spell."""
+    def _read_query(self, query: str) -> tuple[tuple[int, int], Ids]:
+        """What is read of a query: as many characters as its first ``query_max_length`` tokens spell, and these tokens."""
         encoding = self._tokenizer.encode(query, add_special_tokens=False)
-        return read_span(encoding, self._query_max_length, len(query), self.truncation.side)
+        span = read_span(encoding, self._query_max_length, len(query), self.truncation.side)
+        return span, np.asarray(encoding.ids[: self._query_max_length], dtype=np.int32)
 
 
 def open_tokenizer(
@@ -182,34 +178,9 @@ def open_tokenizer(
     return tokenizer if instruction is None else tokenizer.with_instruction(instruction)
 
 
-def derive_prompt_template(tokenizer: Tokenizer, prompt: Prompt) -> PairTemplate:
-    """The tokens of a prompt's prefix and suffix; nothing stands between the texts of its body but text."""
-
-    def tokens(text: str) -> SpecialTokens:
-        ids = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
-        return SpecialTokens(ids=ids, type_ids=(0,) * len(ids))
-
-    nothing = SpecialTokens(ids=(), type_ids=())
-    return PairTemplate(
-        prefix=tokens(prompt.prefix), separator=nothing, suffix=tokens(prompt.suffix), query_type_id=0, passage_type_id=0
-    )
-
-
-def derive_template(tokenizer: Tokenizer, manifest: Manifest) -> PairTemplate:
-    """What a bundle's template has to be with a tokenizer.
-
-    Raises:
-        ManifestError: The tokenizer joins texts in a way that crossforge does not know.
-    """
-    if manifest.prompt is not None:
-        return derive_prompt_template(tokenizer, manifest.prompt)
-    return (derive_pair_template if manifest.embedding is None else derive_text_template)(tokenizer)
-
-
 def _with_text(template: PairTemplate, tokenizer: Tokenizer, texts: Sequence[str]) -> PairTemplate:
     """A pair template with the body's own text counted as its separator, for whoever asks how much room is left."""
-    ids = tuple(id_ for text in texts for id_ in tokenizer.encode(text, add_special_tokens=False).ids)
-    return replace(template, separator=SpecialTokens(ids=ids, type_ids=(0,) * len(ids)))
+    return replace(template, separator=encode_special(tokenizer, *texts))
 
 
 def _shared_length(opening: Ids, body: Ids) -> int:

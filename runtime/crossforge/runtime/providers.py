@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from crossforge.profiles import PREFERENCE, ExecutionProvider, InputError, ProviderUnavailableError
 from crossforge.runtime.machine import Machine
+from crossforge.runtime.precision import AUTO
 from crossforge.runtime.sessions.native.library import BUILD_COMMAND, NATIVE_INSTRUCTION_SETS
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

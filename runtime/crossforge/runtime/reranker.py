@@ -3,87 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
-from crossforge.profiles import (
-    Activation,
-    ClosedError,
-    CostModel,
-    CrossforgeError,
-    DeploymentProfile,
-    InputError,
-    Manifest,
-    OptimizationProfile,
-    Precision,
-)
+from crossforge.profiles import Activation, DeploymentProfile, InputError
 from crossforge.runtime.activation import Floats, activate, parse_activation, relevance
-from crossforge.runtime.batching import BatchPlan, padding_waste
 from crossforge.runtime.bundle import Bundle
-from crossforge.runtime.distinct import find_distinct
-from crossforge.runtime.golden import check_golden_pairs
 from crossforge.runtime.hub import HubOptions
-from crossforge.runtime.opening import open_parts
-from crossforge.runtime.precision import AUTO, PrecisionChoice
-from crossforge.runtime.providers import ProviderPlan
+from crossforge.runtime.opening import open_scorer
+from crossforge.runtime.pair_scorer import PairScorer
+from crossforge.runtime.precision import AUTO
 from crossforge.runtime.ranking import RankedPassage, check_top_k, rank_passages
-from crossforge.runtime.scored import ScoredPairs, check_finite, warn_of_losses
-from crossforge.runtime.scoring import CPU_BUDGET_TOKENS, compute_logits
-from crossforge.runtime.sessions import Session
+from crossforge.runtime.scored import ScoredPairs, warn_of_losses
 from crossforge.runtime.timing import StageTimer, untimed
-from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
+from crossforge.runtime.tokenization import EncodedPairs
 from crossforge.runtime.windows import Chunking
 
 
-class Reranker:
+class Reranker(PairScorer):
     """Scores pairs with one session. Safe to call from several threads; close it, or use it as a context manager.
 
     :meth:`load` is the way to get one. The constructor takes the parts, so that a test can pass a
     :class:`~crossforge.runtime.sessions.FakeSession`.
-
-    Args:
-        session: Runs batches. The reranker owns it and closes it.
-        tokenizer: Encodes pairs for it.
-        manifest: Says what the logits mean.
-        precision: The variant that the session runs.
-        budget_tokens: Largest ``batch x sequence`` of a batch.
-        profiles: The shapes that the session takes; none if it takes any.
-        workers: Batches that run at the same time.
-        cost: Predicted times of its batches, for cuts of the least time.
-        provider_plan: How the provider was chosen, where it was.
-        precision_choice: How the variant was chosen, where it was.
-        timed: Told when a stage of a call begins and ends.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        tokenizer: PairTokenizer,
-        manifest: Manifest,
-        *,
-        precision: Precision = Precision.FP32,
-        budget_tokens: int = CPU_BUDGET_TOKENS,
-        profiles: Sequence[OptimizationProfile] = (),
-        workers: int = 1,
-        cost: CostModel | None = None,
-        provider_plan: ProviderPlan | None = None,
-        precision_choice: PrecisionChoice | None = None,
-        timed: StageTimer = untimed,
-    ) -> None:
-        self.session = session
-        self.tokenizer = tokenizer
-        self.manifest = manifest
-        self.precision = precision
-        self.budget_tokens = budget_tokens
-        self.profiles = tuple(profiles)
-        self.workers = workers
-        self.cost = cost
-        self.provider_plan = provider_plan
-        self.precision_choice = precision_choice
-        self._timed = timed
-        self._closed = False
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="crossforge") if workers > 1 else None
+    kind = "reranker"
+    reads = "pair"
 
     @classmethod
     def load(
@@ -129,39 +73,21 @@ class Reranker:
             StaleRevisionWarning: The hub does not answer, and what its cache has is loaded.
             ProviderFallbackWarning: Another provider runs than the one that was named.
         """
-        bundle = Bundle.open(bundle, HubOptions(revision=revision))
-        bundle.refuse_bi_encoder()
-        deployment = deployment or DeploymentProfile()
-        parts = open_parts(
-            bundle,
+        opened = Bundle.open(bundle, HubOptions(revision=revision))
+        opened.refuse_bi_encoder()
+        return open_scorer(
+            cls,
+            opened,
             provider=provider,
             precision=precision,
             strict=strict,
             deployment=deployment,
             instruction=instruction,
             check_files=check_files,
+            check_golden=check_golden,
             allow_host_code=allow_host_code,
-        )
-        reranker = cls(
-            parts.session,
-            parts.tokenizer,
-            bundle.manifest,
-            precision=parts.choice.precision,
-            budget_tokens=parts.budget_tokens,
-            profiles=parts.profiles,
-            workers=parts.workers,
-            cost=deployment.cost_on(parts.session.provider, parts.choice.precision),
-            provider_plan=parts.plan,
-            precision_choice=parts.choice,
             timed=timed,
         )
-        if check_golden:
-            try:
-                reranker.check_golden()
-            except CrossforgeError:
-                reranker.close()
-                raise
-        return reranker
 
     def score(
         self,
@@ -264,19 +190,16 @@ class Reranker:
 
     def score_encoded(self, pairs: EncodedPairs, *, on_batch: Callable[[int], None] | None = None) -> ScoredPairs:
         """Score pairs that this reranker's tokenizer encoded; see :meth:`score_pairs`."""
-        if self._closed:
-            raise ClosedError("the reranker is closed")
         ranking_label = None if pairs.windows is None else self.ranking_label
-        with self._timed("plan"):
-            distinct = find_distinct(pairs)
-        logits, plans = self.compute_logits(
-            distinct.pairs, workers=self.workers, cost=self.cost, executor=self._pool, on_batch=on_batch
-        )
+        computed = self._compute(pairs, on_batch=on_batch)
         with self._timed("postprocess"):
-            logits = logits[distinct.position]
-            check_finite(logits, self.precision)
-            waste = padding_waste(plans, distinct.pairs.lengths)
-            return ScoredPairs.of(pairs, logits, batches=len(plans), padding_waste=waste, ranking_label=ranking_label)
+            return ScoredPairs.of(
+                pairs,
+                computed.rows,
+                batches=computed.batches,
+                padding_waste=computed.padding_waste,
+                ranking_label=ranking_label,
+            )
 
     @property
     def ranking_label(self) -> int:
@@ -304,73 +227,6 @@ class Reranker:
         if activation is None:
             return relevance(logits, label)
         return activate(logits, parse_activation(activation, self.manifest.scoring.activation))[:, label]
-
-    def compute_logits(
-        self,
-        pairs: EncodedPairs,
-        *,
-        budget_tokens: int | None = None,
-        workers: int = 1,
-        cost: CostModel | None = None,
-        executor: Executor | None = None,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> tuple[Floats, list[BatchPlan]]:
-        """Run encoded pairs through the session as they are, unchecked: for whoever has workers of their own.
-
-        Args:
-            pairs: What to compute, by this reranker's tokenizer.
-            budget_tokens: Largest ``batch x sequence`` of a batch; None takes the reranker's.
-            workers: Batches that run at the same time, in ``executor``.
-            cost: Predicted times of batches, for cuts of the least time.
-            executor: Runs batches; None runs them one after another on the calling thread.
-            on_batch: Told the number of pairs after each batch.
-
-        Returns:
-            float32 [n, labels] in the order of ``pairs``, and the batches that it took.
-
-        Raises:
-            EngineError: The engine failed, or answered in another shape.
-        """
-        return compute_logits(
-            self.session,
-            pairs,
-            template=self.manifest.pair_template,
-            pad_token_id=self.manifest.pad_token_id,
-            labels=len(self.manifest.scoring.labels),
-            budget_tokens=budget_tokens or self.budget_tokens,
-            profiles=self.profiles,
-            workers=workers,
-            cost=cost,
-            executor=executor,
-            on_batch=on_batch,
-            timed=self._timed,
-        )
-
-    def check_golden(self) -> float:
-        """Score the manifest's golden pairs.
-
-        Returns:
-            The largest difference to the reference's logits.
-
-        Raises:
-            EngineError: It is beyond the variant's tolerance.
-        """
-        return check_golden_pairs(self.manifest, self.precision, lambda pairs: self.score_pairs(pairs).logits)
-
-    def close(self) -> None:
-        """Free the session and its threads."""
-        self._closed = True
-        if self._pool is not None:
-            self._pool.shutdown()
-        self.session.close()
-
-    def __enter__(self) -> Reranker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _encode(self, query: str, passages: Sequence[str], chunk: Chunking | str | None) -> EncodedPairs:
         with self._timed("tokenize"):

@@ -1,9 +1,10 @@
-"""What a reranker answers beside the scores: what was cut, what was not understood, what it cost."""
+"""What a reranker or an embedder answers beside its numbers: what was cut, what was not understood, what it cost."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,25 +17,54 @@ from crossforge.runtime.windows import PassageWindows, Window
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredPairs:
+class Outcome:
+    """What became of ``n`` pairs, or of ``n`` texts by themselves, on the way to their numbers."""
+
+    item: ClassVar[str]
+    """What a warning calls one of them."""
+    numbers: ClassVar[str]
+    """What a warning calls the numbers."""
+    told_by: ClassVar[str]
+    """The method whose result says which of them a warning is about."""
+
+    truncated: NDArray[np.bool_]
+    """Those of which the model did not see all: bool [n]."""
+    unknown_tokens: NDArray[np.int32]
+    """Tokens of each that stand for text the tokenizer has no token for: int32 [n]."""
+    mostly_unknown: NDArray[np.bool_]
+    """Those with a text that is mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
+    token_counts: NDArray[np.int32]
+    """Tokens of each, special tokens and prompt included, of all windows of a pair together: int32 [n]."""
+    batches: int
+    """It took so many for those that differ; equal ones are computed once."""
+    padding_waste: float
+    """Share of the computed tokens that were padding, 0.0 to 1.0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedTexts(Outcome):
+    """Embeddings, with what happened on the way to them."""
+
+    item = "text"
+    numbers = "embeddings"
+    told_by = "embed"
+
+    vectors: Floats
+    """float32 [n, dimension], in the texts' order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPairs(Outcome):
     """Logits, with what happened on the way to them."""
+
+    item = "pair"
+    numbers = "scores"
+    told_by = "score_pairs"
 
     logits: Floats
     """float32 [n, labels]."""
-    truncated: NDArray[np.bool_]
-    """Pairs of which the model did not see all: bool [n]."""
     query_truncated: NDArray[np.bool_]
     """Pairs of whose query the model did not see all: bool [n]."""
-    unknown_tokens: NDArray[np.int32]
-    """Tokens of each pair that stand for text the tokenizer has no token for: int32 [n]."""
-    mostly_unknown: NDArray[np.bool_]
-    """Pairs of which a text is mostly words that the tokenizer has no token for, symbols such as emoji aside: bool [n]."""
-    token_counts: NDArray[np.int32]
-    """Tokens of each pair, special tokens included, of all its windows together: int32 [n]."""
-    batches: int
-    """It took so many for the pairs that differ; equal pairs are computed once."""
-    padding_waste: float
-    """Share of the computed tokens that were padding, 0.0 to 1.0."""
     times: RequestTimes | None = None
     """Where the time went, if a micro-batcher scored them."""
     windows: tuple[Window | None, ...] | None = None
@@ -87,38 +117,43 @@ class ScoredPairs:
         )
 
 
-def check_finite(logits: Floats, precision: Precision) -> None:
-    """Check a variant's logits, float32 [n, labels].
+def check_finite(rows: Floats, precision: Precision, *, item: str = "pair") -> None:
+    """Check what a variant answered, float32 [n, labels] or [n, dimension].
+
+    Args:
+        rows: One for each pair or text.
+        precision: The variant.
+        item: What an error calls what a row is of.
 
     Raises:
-        NonFiniteLogitsError: One is NaN or infinite.
+        NonFiniteLogitsError: A number is NaN or infinite.
     """
-    if not np.isfinite(logits).all():
-        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
         raise NonFiniteLogitsError(
-            f"the {precision} variant answered NaN or infinity for {len(bad)} of {len(logits)} pairs",
-            got=f"pair {bad[0]} first",
+            f"the {precision} variant answered NaN or infinity for {len(bad)} of {len(rows)} {item}s",
+            got=f"{item} {bad[0]} first",
             fix="Use the fp32 variant; if it does this too, the checkpoint itself is broken.",
         )
 
 
-def warn_of_losses(scored: ScoredPairs, *, truncation: bool = True) -> None:
+def warn_of_losses(outcome: Outcome, *, truncation: bool = True) -> None:
     """Warn the caller's caller that the model did not see a text, or could not read it.
 
     Args:
-        scored: What was scored.
+        outcome: What was scored or embedded.
         truncation: Whether to tell what was cut; false where the result itself says so.
     """
-    if truncation and (count := int(scored.truncated.sum())):
+    of_all, told_by = f"of {len(outcome.truncated)} {outcome.item}s", f"{outcome.told_by}() says which"
+    if truncation and (count := int(outcome.truncated.sum())):
         warnings.warn(
-            f"{count} of {len(scored.truncated)} pairs were too long for the model and were cut; score_pairs() says which",
-            TruncationWarning,
-            stacklevel=3,
+            f"{count} {of_all} were too long for the model and were cut; {told_by}", TruncationWarning, stacklevel=3
         )
-    if count := int(scored.mostly_unknown.sum()):
+    if count := int(outcome.mostly_unknown.sum()):
         warnings.warn(
-            f"{count} of {len(scored.mostly_unknown)} pairs are mostly text that the model has no token for, so their "
-            "scores mean little; score_pairs() says which",
+            f"{count} {of_all} are mostly text that the model has no token for, so their {outcome.numbers} mean little; "
+            f"{told_by}",
             UnknownTokensWarning,
             stacklevel=3,
         )

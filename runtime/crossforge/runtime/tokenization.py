@@ -11,16 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from crossforge.profiles import InputError, ManifestError, PairTemplate, SpecialTokens, Truncation, TruncationSide
+from crossforge.profiles import InputError, ManifestError, PairTemplate, Truncation, TruncationSide
+from crossforge.runtime.inputs import check_list, check_pair, check_query, check_texts
 from crossforge.runtime.token_cache import Ids, TokenCache
+from crossforge.runtime.unknown_tokens import UnknownTokens
 from crossforge.runtime.windows import Chunking, PassageWindows, split_passages
-
-MAX_TEXT_CHARS = 500_000
-"""Longest text that is accepted. A model reads a few thousand characters of it; more is a file passed by mistake."""
-_NO_CHARACTER = "\U0010ffff"
-"""Unicode will never assign it."""
-_WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What sentencepiece puts before a word; a token of its own before a word that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +47,26 @@ class EncodedPairs:
     def __len__(self) -> int:
         return len(self.passages)
 
+    def take(self, rows: NDArray[np.intp]) -> EncodedPairs:
+        """The pairs at these positions, [m], in this order and each as often as it is named; windows are left out."""
+        return EncodedPairs(
+            heads=self.heads,
+            head_of_pair=self.head_of_pair[rows],
+            passages=tuple(self.passages[i] for i in rows),
+            lengths=self.lengths[rows],
+            truncated=self.truncated[rows],
+            query_truncated=self.query_truncated[rows],
+            unknown_tokens=self.unknown_tokens[rows],
+            mostly_unknown=self.mostly_unknown[rows],
+        )
+
 
 class PairTokenizer:
     """Encodes (query, passage) pairs with Hugging Face ``tokenizers`` alone.
 
     A query is tokenized once, however many passages it is paired with, and so is a passage that repeats; passages are
-    tokenized in parallel. Ids are joined
-    by the pair template, which equals what the tokenizer's own post-processor would have produced.
+    tokenized in parallel. Ids are joined by the pair template, which equals what the tokenizer's own post-processor would
+    have produced.
 
     Args:
         tokenizer: The model's tokenizer. Its own truncation and padding are switched off.
@@ -85,8 +93,7 @@ class PairTokenizer:
         self.cache = cache
         self._prefix = np.asarray(template.prefix.ids, dtype=np.int32)
         self._separator = np.asarray(template.separator.ids, dtype=np.int32)
-        self._unknown_id = find_unknown_id(tokenizer)
-        self._word_mark_id = tokenizer.token_to_id(_WORD_MARK)
+        self._unknown = UnknownTokens(tokenizer)
 
     @classmethod
     def from_file(
@@ -125,10 +132,10 @@ class PairTokenizer:
                 more for the places of their tokens; no window is tokenized by itself.
 
         Raises:
-            InputError: A text is not a string, is blank (the query), is longer than :data:`MAX_TEXT_CHARS`, or holds
-                a lone surrogate; or ``chunk`` is not understood, or comes with ``max_passage_tokens``.
+            InputError: A text is not a string, is blank (the query), is longer than 500,000 characters, or holds a lone
+                surrogate; or ``chunk`` is not understood, or comes with ``max_passage_tokens``.
         """
-        _check_is_list(passages, "passages", "strings")
+        check_list(passages, "passages", "strings")
         if max_passage_tokens is not None and max_passage_tokens < 1:
             raise InputError("max_passage_tokens is too small", got=max_passage_tokens, allowed="1 or more")
         chunking = Chunking.parse(chunk)
@@ -136,6 +143,8 @@ class PairTokenizer:
             raise InputError(
                 "a passage cannot be both cut and split", got="max_passage_tokens and chunk", allowed="one of the two"
             )
+        check_query(query, "the query")
+        check_texts(passages, "passage")
         return self._encode([query], passages, np.zeros(len(passages), dtype=np.intp), max_passage_tokens, chunking)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], *, chunk: Chunking | str | None = None) -> EncodedPairs:
@@ -144,31 +153,30 @@ class PairTokenizer:
         Raises:
             InputError: As :meth:`encode`; or an item is not a pair.
         """
-        _check_is_list(pairs, "pairs", "(query, passage) pairs")
+        check_list(pairs, "pairs", "(query, passage) pairs")
         index_of_query: dict[str, int] = {}
         head_of_pair = np.empty(len(pairs), dtype=np.intp)
         passages: list[str] = []
         for i, pair in enumerate(pairs):
-            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-                raise InputError(f"pair {i} is not a pair", got=_describe(pair), allowed="(query, passage)")
+            check_pair(pair, i)
             query, passage = pair
             check_query(query, f"the query of pair {i}")
             head_of_pair[i] = index_of_query.setdefault(query, len(index_of_query))
             passages.append(passage)
+        check_texts(passages, "passage")
         return self._encode(list(index_of_query), passages, head_of_pair, chunking=Chunking.parse(chunk))
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedPairs:
         """Encode texts by themselves, as a bi-encoder reads them: as passages without a query.
 
-        The template must be one of texts, from :func:`derive_text_template`.
+        The template must be one of texts, from :func:`~crossforge.runtime.templates.derive_text_template`.
 
         Raises:
-            InputError: A text is not a string, is longer than :data:`MAX_TEXT_CHARS`, or holds a lone surrogate.
+            InputError: A text is not a string, is longer than 500,000 characters, or holds a lone surrogate.
         """
-        _check_is_list(texts, "texts", "strings")
-        for i, text in enumerate(texts):
-            check_text(text, f"text {i}")
-        return self._encode_checked([""], texts, np.zeros(len(texts), dtype=np.intp))
+        check_list(texts, "texts", "strings")
+        check_texts(texts, "text")
+        return self._encode([""], texts, np.zeros(len(texts), dtype=np.intp))
 
     def _encode(
         self,
@@ -178,20 +186,7 @@ class PairTokenizer:
         max_passage_tokens: int | None = None,
         chunking: Chunking | None = None,
     ) -> EncodedPairs:
-        for query in queries:
-            check_query(query, "the query")
-        for i, passage in enumerate(passages):
-            check_text(passage, f"passage {i}")
-        return self._encode_checked(queries, passages, head_of_pair, max_passage_tokens, chunking)
-
-    def _encode_checked(
-        self,
-        queries: list[str],
-        passages: Sequence[str],
-        head_of_pair: NDArray[np.intp],
-        max_passage_tokens: int | None = None,
-        chunking: Chunking | None = None,
-    ) -> EncodedPairs:
+        """Encode what was checked: each query once, and the passage of each pair beside the query at ``head_of_pair``."""
         query_ids = self._tokenize(queries)
         passage_ids = self._tokenize_passages(passages)
 
@@ -227,8 +222,8 @@ class PairTokenizer:
         query_truncated = query_cut[head_of_pair]
         suffix = len(self.template.suffix.ids)
         lengths = [len(heads[h]) + len(ids) + suffix for ids, h in zip(kept_passages, head_of_pair, strict=True)]
-        unknown_in_queries, unknown_in_passages = self._count_unknown(kept_queries), self._count_unknown(kept_passages)
-        mostly_unknown_queries = self._are_mostly_unknown(queries, kept_queries, unknown_in_queries)
+        unknown_in_queries, unknown_in_passages = self._unknown.count(kept_queries), self._unknown.count(kept_passages)
+        mostly_unknown_queries = self._unknown.are_most(queries, kept_queries, unknown_in_queries)
         pairs = EncodedPairs(
             heads=heads,
             head_of_pair=head_of_pair,
@@ -237,7 +232,7 @@ class PairTokenizer:
             truncated=passage_cut | query_truncated,
             query_truncated=query_truncated,
             unknown_tokens=unknown_in_passages + unknown_in_queries[head_of_pair],
-            mostly_unknown=self._are_mostly_unknown(passages, kept_passages, unknown_in_passages)
+            mostly_unknown=self._unknown.are_most(passages, kept_passages, unknown_in_passages)
             | mostly_unknown_queries[head_of_pair],
         )
         if chunking is None:
@@ -265,33 +260,6 @@ class PairTokenizer:
     def _kept_of_query(self, query_tokens: int, passage_tokens: int) -> int:
         """How many of its tokens a query keeps beside a passage, which has the rest of the room."""
         return self.truncation.kept_of_query(query_tokens, passage_tokens, self.template.special_token_count)
-
-    def _count_unknown(self, texts: Sequence[Ids]) -> NDArray[np.int32]:
-        """Unknown tokens of each text: int32 [texts]."""
-        if self._unknown_id is None or not texts:
-            return np.zeros(len(texts), dtype=np.int32)
-        # All texts at once: a thousand short passages cost a fraction of a millisecond.
-        places = np.flatnonzero(np.concatenate(texts) == self._unknown_id)
-        ends = np.cumsum([len(ids) for ids in texts])
-        owners = np.searchsorted(ends, places, side="right")
-        return np.bincount(owners, minlength=len(texts)).astype(np.int32)
-
-    def _are_mostly_unknown(
-        self, texts: Sequence[str], kept: Sequence[Ids], unknown: NDArray[np.int32]
-    ) -> NDArray[np.bool_]:
-        """Whether more than half of each text's tokens are unknown, its symbols left out: bool [texts].
-
-        Emoji are unknown to most vocabularies and say little; a script that a vocabulary lacks leaves nothing to score.
-        """
-        lengths = np.asarray([len(ids) for ids in kept], dtype=np.int32)
-        for i in np.flatnonzero(unknown).tolist() if self._word_mark_id is not None else ():
-            ids = kept[i]
-            lengths[i] -= np.count_nonzero((ids[:-1] == self._word_mark_id) & (ids[1:] == self._unknown_id))
-        mostly = 2 * unknown > lengths
-        for i in np.flatnonzero(mostly).tolist():
-            symbols = sum(not (word.isascii() or any(char.isalnum() for char in word)) for word in texts[i].split())
-            mostly[i] = 2 * (unknown[i] - symbols) > lengths[i] - symbols
-        return mostly
 
     def _tokenize_passages(self, passages: Sequence[str]) -> list[Ids]:
         """Ids of each passage, and no more than one beyond what the model can read: each text is tokenized once.
@@ -348,141 +316,3 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def find_unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id of the token that stands for text without a token; None where every text can be spelled.
-
-    Found by watching the model meet a character that no vocabulary holds: a Unigram model does not tell, and reading it
-    out of the serialized vocabulary would cost every load a parse of megabytes.
-    """
-    try:
-        tokens = tokenizer.model.tokenize(_NO_CHARACTER)
-    except Exception:  # noqa: BLE001 - tokenizers raises bare Exception where there is no unknown token
-        return None
-    return int(tokens[0].id) if len(tokens) == 1 else None  # byte fallback spells it in four
-
-
-def derive_pair_template(tokenizer: Tokenizer) -> PairTemplate:
-    """Find out how a tokenizer's post-processor joins a pair, by watching it join one.
-
-    Raises:
-        ManifestError: The result is not ``prefix query separator passage suffix`` with one segment id a text.
-    """
-    probe = tokenizer.encode("a", "b")
-    pieces = _split_by_sequence(probe)
-    if pieces is None:
-        raise ManifestError(
-            "the tokenizer joins a pair in a way that crossforge does not know",
-            got=" ".join(probe.tokens),
-            allowed="special tokens, query, special tokens, passage, special tokens",
-        )
-    prefix, query, separator, passage, suffix = pieces
-    query_types, passage_types = {probe.type_ids[i] for i in query}, {probe.type_ids[i] for i in passage}
-
-    def special(positions: list[int]) -> SpecialTokens:
-        return SpecialTokens(
-            ids=tuple(probe.ids[i] for i in positions), type_ids=tuple(probe.type_ids[i] for i in positions)
-        )
-
-    return PairTemplate(
-        prefix=special(prefix),
-        separator=special(separator),
-        suffix=special(suffix),
-        query_type_id=query_types.pop(),
-        passage_type_id=passage_types.pop(),
-    )
-
-
-def derive_text_template(tokenizer: Tokenizer) -> PairTemplate:
-    """Find out what a tokenizer's post-processor puts around a single text: the template of a pair without a query.
-
-    Raises:
-        ManifestError: The result is not ``prefix text suffix`` with one segment id.
-    """
-    probe = tokenizer.encode("a")
-    text = [i for i, sequence in enumerate(probe.sequence_ids) if sequence == 0]
-    others = [i for i, sequence in enumerate(probe.sequence_ids) if sequence != 0]
-    types = {probe.type_ids[i] for i in text}
-    if len(types) != 1 or not all(probe.special_tokens_mask[i] for i in others):
-        raise ManifestError(
-            "the tokenizer wraps a text in a way that crossforge does not know",
-            got=" ".join(probe.tokens),
-            allowed="special tokens, text, special tokens",
-        )
-
-    def special(positions: list[int]) -> SpecialTokens:
-        return SpecialTokens(
-            ids=tuple(probe.ids[i] for i in positions), type_ids=tuple(probe.type_ids[i] for i in positions)
-        )
-
-    type_id = types.pop()
-    return PairTemplate(
-        prefix=special([i for i in others if i < text[0]]),
-        separator=SpecialTokens(ids=(), type_ids=()),
-        suffix=special([i for i in others if i > text[-1]]),
-        query_type_id=type_id,
-        passage_type_id=type_id,
-    )
-
-
-def _split_by_sequence(encoding: Encoding) -> tuple[list[int], list[int], list[int], list[int], list[int]] | None:
-    """Positions of prefix, query, separator, passage and suffix; None if the sequence is built otherwise."""
-    owner = encoding.sequence_ids
-    query = [i for i, sequence in enumerate(owner) if sequence == 0]
-    passage = [i for i, sequence in enumerate(owner) if sequence == 1]
-    if not query or not passage:
-        return None
-    others = [i for i, sequence in enumerate(owner) if sequence is None]
-    # A template that repeats a text leaves the copy without a sequence id, but does not call it special.
-    if query[-1] >= passage[0] or not all(encoding.special_tokens_mask[i] for i in others):
-        return None
-    return (
-        list(range(query[0])),
-        query,
-        list(range(query[-1] + 1, passage[0])),
-        passage,
-        list(range(passage[-1] + 1, len(owner))),
-    )
-
-
-def _check_is_list(value: object, name: str, items: str) -> None:
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise InputError(f"{name} must be a list", got=_describe(value), allowed=f"a list or tuple of {items}")
-
-
-def check_query(query: object, what: str) -> None:
-    """Make sure that a query can be used.
-
-    Raises:
-        InputError: It is blank, or as :func:`check_text`.
-    """
-    check_text(query, what)
-    if not str(query).strip():
-        raise InputError(f"{what} is empty", got=repr(query), allowed="a text that is not blank")
-
-
-def check_text(text: object, what: str) -> None:
-    """Make sure that a text can be used.
-
-    Raises:
-        InputError: It is not a string, is longer than :data:`MAX_TEXT_CHARS`, or holds a lone surrogate.
-    """
-    if not isinstance(text, str):
-        raise InputError(f"{what} is not a string", got=_describe(text), allowed="str")
-    if len(text) > MAX_TEXT_CHARS:
-        raise InputError(
-            f"{what} is too long",
-            got=f"{len(text):,} characters",
-            allowed=f"up to {MAX_TEXT_CHARS:,}",
-            fix="Split it into passages; a cross-encoder reads only the first few hundred tokens.",
-        )
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{what} is not valid Unicode", got=f"a lone surrogate at character {error.start}") from error
-
-
-def _describe(value: object) -> str:
-    return f"{type(value).__name__} {value!r:.60}"

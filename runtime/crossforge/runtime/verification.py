@@ -8,11 +8,11 @@ from pathlib import Path
 from crossforge.profiles import ENGINE_OF, CrossforgeError, DeploymentProfile, ExecutionProvider, Precision
 from crossforge.runtime.bundle import TOKENIZER_NAME, Bundle
 from crossforge.runtime.decision import decide
+from crossforge.runtime.kinds import load_pair_scorer
 from crossforge.runtime.machine import inspect_machine
-from crossforge.runtime.pair_scorer import load_pair_scorer
 from crossforge.runtime.precision import AUTO
 from crossforge.runtime.progress import Progress, Silent
-from crossforge.runtime.prompts import derive_template
+from crossforge.runtime.templates import derive_template
 from crossforge.runtime.tokenization import load_tokenizer
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crossforge.profiles import InputError
+from crossforge.profiles import InputError, RequestTooLargeError
 
 if TYPE_CHECKING:
     from crossforge.runtime.tokenization import EncodedPairs
@@ -38,14 +38,18 @@ class Chunking:
     """Share of the longest possible window that two neighbours have in common, at least: 0.0 to :data:`MAX_OVERLAP`."""
     window_tokens: int | None = None
     """Longest window, in tokens of the passage; a passage that is longer is split. None: what the model reads of one."""
+    max_tokens: int | None = None
+    """Most tokens that all windows of a call may have, queries included; more is refused before they are cut."""
 
     def __post_init__(self) -> None:
         if self.pooling not in tuple(Pooling):
             raise InputError("unknown chunk", got=repr(self.pooling), allowed=f"None, {', '.join(Pooling)}")
         if not 0 <= self.overlap <= MAX_OVERLAP:
             raise InputError("the overlap of windows is out of range", got=self.overlap, allowed=f"0.0 to {MAX_OVERLAP}")
-        if self.window_tokens is not None and self.window_tokens < 1:
-            raise InputError("window_tokens is too small", got=self.window_tokens, allowed="1 or more")
+        for name in ("window_tokens", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is too small", got=value, allowed="1 or more")
 
     @classmethod
     def parse(cls, chunk: Chunking | str | None) -> Chunking | None:
@@ -114,11 +118,17 @@ def cut_windows(tokens: int, room: int, overlap: float) -> list[tuple[int, int]]
     """
     if tokens <= room:
         return [(0, tokens)]
-    shared = min(int(room * overlap), room - 1)
-    count = 1 + ceil((tokens - room) / (room - shared))
-    size = ceil((tokens + (count - 1) * shared) / count)
+    count, size = _count_and_size(tokens, room, overlap)
     starts = [i * (tokens - size) // (count - 1) for i in range(count)]
     return [(start, start + size) for start in starts]
+
+
+def _count_and_size(tokens: int, room: int, overlap: float) -> tuple[int, int]:
+    if tokens <= room:
+        return 1, tokens
+    shared = min(int(room * overlap), room - 1)
+    count = 1 + ceil((tokens - room) / (room - shared))
+    return count, ceil((tokens + (count - 1) * shared) / count)
 
 
 def split_passages(
@@ -140,7 +150,11 @@ def split_passages(
     Returns:
         A row a window, with :attr:`EncodedPairs.windows`. What was unknown or cut is told of the whole pair, in each of
         its rows.
+
+    Raises:
+        RequestTooLargeError: They have more than ``chunking.max_tokens``.
     """
+    _check_tokens(pairs, rooms, chunking)
     cuts = [cut_windows(len(ids), room, chunking.overlap) for ids, room in zip(pairs.passages, rooms, strict=True)]
     owner = np.repeat(np.arange(len(pairs)), [len(cut) for cut in cuts])
     passages = tuple(ids[start:end] for ids, cut in zip(pairs.passages, cuts, strict=True) for start, end in cut)
@@ -149,19 +163,33 @@ def split_passages(
         span for cut, places, length in zip(cuts, offsets, characters, strict=True) for span in _spans(cut, places, length)
     ]
     return replace(
-        pairs,
-        head_of_pair=pairs.head_of_pair[owner],
+        pairs.take(owner),
         passages=passages,
         lengths=(beside[owner] + [len(ids) for ids in passages]).astype(np.int32),
-        truncated=pairs.truncated[owner],
-        query_truncated=pairs.query_truncated[owner],
-        unknown_tokens=pairs.unknown_tokens[owner],
-        mostly_unknown=pairs.mostly_unknown[owner],
         windows=PassageWindows(
             first_row=np.searchsorted(owner, np.arange(len(pairs))),
             spans=np.asarray(spans, dtype=np.intp).reshape(-1, 2),
         ),
     )
+
+
+def _check_tokens(pairs: EncodedPairs, rooms: Sequence[int], chunking: Chunking) -> None:
+    """Count the windows' tokens before there are any: short windows of long texts would be millions of arrays."""
+    if chunking.max_tokens is None:
+        return
+    different = {(head, id(ids)): i for i, (head, ids) in enumerate(zip(pairs.head_of_pair, pairs.passages, strict=True))}
+    tokens = 0
+    for i in different.values():
+        length = len(pairs.passages[i])
+        count, size = _count_and_size(length, rooms[i], chunking.overlap)
+        tokens += count * (size + int(pairs.lengths[i]) - length)
+    if tokens > chunking.max_tokens:
+        raise RequestTooLargeError(
+            "the windows of the passages are too many",
+            got=f"{tokens:,} tokens",
+            allowed=f"up to {chunking.max_tokens:,}",
+            fix="Send fewer or shorter passages, or ask for longer windows with less overlap.",
+        )
 
 
 def _spans(

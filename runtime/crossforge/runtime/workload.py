@@ -28,7 +28,9 @@ def workload_from_records(records: Iterable[QueryRecord], tokenizer: PairTokeniz
         try:
             pairs = tokenizer.encode(record.query, [passage.text for passage in record.passages])
         except InputError as error:
-            raise InputError(f"query {record.qid!r}: {error.what}", got=error.got, allowed=error.allowed) from error
+            raise InputError(
+                f"query {record.qid!r}: {error.what}", got=error.got, allowed=error.allowed, fix=error.fix
+            ) from error
         pair_lengths.update(pairs.lengths.tolist())
         candidates[len(pairs)] += 1
     if not candidates:

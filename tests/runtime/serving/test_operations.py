@@ -6,12 +6,14 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from crossforge.profiles import EngineError
 from crossforge.runtime import FakeSession
+from crossforge.runtime.microbatch import MicroBatcher
 from crossforge.runtime.serving import health
 from crossforge.runtime.serving.logs import JsonFormatter
 from support.serving import WARM_UP_BATCHES, RunningService, fake_service, gated_service
@@ -104,6 +106,22 @@ def test_a_model_that_fails_is_not_healthy() -> None:
     assert well.status_code == 200
 
 
+def test_all_who_ask_a_model_that_hangs_wait_for_one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turns of one whole timeout each, the last of many would be answered long after its prober gave up."""
+    monkeypatch.setattr(health, "PROBE_TIMEOUT_S", 0.3)
+    with gated_service() as (service, session), ThreadPoolExecutor(6) as probers:
+        model = service.models["tiny"]
+        assert isinstance(model.scorer, MicroBatcher)
+        model.session.last_batch_at = None
+        asked = [probers.submit(service.get, "/health") for _ in range(6)]
+        statuses = {probe.result().status_code for probe in asked}
+        stats = model.scorer.stats()
+        session.let_through()
+
+    assert statuses == {503}
+    assert stats.pending_requests + stats.cancelled < 6
+
+
 def test_a_model_that_hangs_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "PROBE_TIMEOUT_S", 0.05)
     with gated_service() as (service, session):
@@ -168,6 +186,15 @@ def test_a_request_is_logged_as_one_json_line_without_its_texts(
     assert "secret" not in json.dumps(lines)
 
 
+@pytest.mark.parametrize("char", ["\u2028", "\x85", "\x9b", "\x1b", "\n"])
+def test_no_character_of_a_path_ends_a_line_or_commands_a_terminal(char: str) -> None:
+    record = logging.makeLogRecord({"msg": "request", "fields": {"path": f"/a{char}b"}})
+    line = JsonFormatter().format(record)
+
+    assert char not in line
+    assert json.loads(line)["path"] == f"/a{char}b"
+
+
 def test_an_error_that_nobody_foresaw_is_logged_and_told_without_its_cause(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +223,26 @@ def test_the_openapi_document_describes_every_body(service: RunningService) -> N
     assert references
     for reference in references:
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", {"texts": 3}),
+        ("/rerank", {"documents": 3}),
+        ("/v2/rerank", {}),
+        ("/jina/v1/rerank", {}),
+        ("/score", {}),
+        ("/v1/ranking", {}),
+        ("/playground/rank", {}),
+    ],
+)
+def test_errors_are_what_the_openapi_document_says(service: RunningService, path: str, body: dict[str, Any]) -> None:
+    answer = service.post(path, body).json()
+    response = service.get("/openapi.json").json()["paths"][path]["post"]["responses"]["4XX"]
+    schema = response["content"]["application/json"]["schema"]
+
+    assert set(answer) in [set(shape["required"]) for shape in schema.get("anyOf", [schema])]
 
 
 def test_there_is_no_page_that_loads_scripts_from_elsewhere(service: RunningService) -> None:

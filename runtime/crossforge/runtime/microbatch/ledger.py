@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ class Ledger:
         self._queue: FairQueue[Request] = FairQueue(slice_tokens)
         self._planned: deque[Sequence[Part]] = deque()
         self._requests: set[Request] = set()
+        self._expires_at = math.inf
         self._admitting = 0
         self._pending_tokens = 0
         self._throughput = Throughput()
@@ -90,6 +92,8 @@ class Ledger:
             self._check_room(request.pending_tokens)
             self._pending_tokens += request.pending_tokens
             self._requests.add(request)
+            if request.expires_at is not None:
+                self._expires_at = min(self._expires_at, request.expires_at)
             self._queue.add(request, request.pairs.lengths)
         # Weak, or request and future would hold each other, and their arrays, until the garbage collector comes by.
         request.future.add_done_callback(partial(self._drop_if_cancelled, weakref.ref(request)))
@@ -161,7 +165,12 @@ class Ledger:
         """Fail every request whose deadline has passed, wherever it stands: nobody waits for a turn to hear that."""
         now = self._clock()
         with self._changed:
+            # Asked before each batch, of thousands of requests perhaps: the earliest deadline that there was says mostly no.
+            if now < self._expires_at:
+                return
             expired = [request for request in self._requests if request.has_expired(now)]
+            deadlines = (request.expires_at for request in self._requests if request.expires_at is not None)
+            self._expires_at = min((deadline for deadline in deadlines if deadline > now), default=math.inf)
         for request in expired:
             error = DeadlineError(
                 "the deadline passed before the request was computed", fix="Send less, or allow more time."

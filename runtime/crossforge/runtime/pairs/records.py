@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from crossforge.profiles import InputError
+from crossforge.runtime.inputs import check_text
 from crossforge.runtime.pairs.options import PairFormat, Quoting
 from crossforge.runtime.records import STDIN
-from crossforge.runtime.tokenization import check_text
 
 TEXT_COLUMNS = (("text1", "text2"), ("sentence1", "sentence2"), ("question1", "question2"), ("query", "passage"))
 LABEL_COLUMNS = ("label", "score", "is_duplicate")

@@ -6,7 +6,8 @@ import numpy as np
 
 from crossforge.profiles import Workload
 from crossforge.profiles.workload import quantile
-from crossforge.runtime.tokenization import MAX_TEXT_CHARS, EncodedPairs, PairTokenizer
+from crossforge.runtime.inputs import MAX_TEXT_CHARS
+from crossforge.runtime.tokenization import EncodedPairs, PairTokenizer
 
 QUERY = "How long does it take?"
 _SENTENCE = "The river flows through the middle of the city, and 3,520,031 people live there. "

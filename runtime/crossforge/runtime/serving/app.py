@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from crossforge.runtime.serving import health, openapi, playground
 from crossforge.runtime.serving.auth import ApiKeys
+from crossforge.runtime.serving.connections import Connections
 from crossforge.runtime.serving.dialects import ROUTERS
 from crossforge.runtime.serving.errors import Kind, Problem, ProblemError
 from crossforge.runtime.serving.gate import Gate
@@ -41,8 +42,9 @@ def create_app(
         routers: What else it answers.
     """
     settings = settings or ServiceSettings()
-    metrics = Metrics(models)
-    service = Service(models, settings, metrics)
+    connections = Connections(settings.max_connections)
+    metrics = Metrics(models, connections)
+    service = Service(models, settings, metrics, connections)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -57,7 +57,8 @@ async def _parse(request: Request) -> object:
     if media != "application/json" and not media.endswith("+json"):
         raise ProblemError(Kind.MEDIA, f"the content type is {media[:50] or 'missing'}; allowed: application/json")
     try:
-        parsed: object = from_json(await request.body())
+        # The stream and not body(), which would keep the bytes until the request ends.
+        parsed: object = from_json(b"".join([part async for part in request.stream()]))
     except ValueError as error:
         raise ProblemError(Kind.BODY, f"the body is not JSON: {error}") from None
     if isinstance(parsed, dict):
@@ -84,6 +85,11 @@ def _check_fields(value: dict[str, object]) -> None:
 
 
 def _validate(model: type[Model], parsed: object) -> Model:
+    if isinstance(parsed, dict) and parsed.get("chunk") is not None and "chunk" not in model.model_fields:
+        # Some dialects ignore what they do not know: a long passage would be cut, and its client think that it was split.
+        raise ProblemError(
+            Kind.OPTION, "chunk is not offered in this shape; send it to /rerank with texts, to /v1/rerank or /v2/rerank"
+        )
     try:
         return model.model_validate(parsed)
     except ValidationError as error:

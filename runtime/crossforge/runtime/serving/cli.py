@@ -45,6 +45,9 @@ def serve(
     max_passages: Annotated[int, typer.Option(help="Most passages of a request.")] = 1_000,
     max_text_chars: Annotated[int, typer.Option(help="Most characters of a query or passage.")] = 100_000,
     max_queue_tokens: Annotated[int, typer.Option(help="Most tokens that wait for a model; beyond that, 429.")] = 262_144,
+    max_connections: Annotated[
+        int, typer.Option(help="Most open connections; beyond that, 503. Those without a request give way.")
+    ] = 512,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may wait and compute; then 504.")] = 30.0,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that requests may take to end after SIGTERM.")] = 30.0,
     micro_batching: Annotated[bool, typer.Option(help="Merge concurrent requests.")] = True,
@@ -76,6 +79,7 @@ def serve(
         max_passages=max_passages,
         max_text_chars=max_text_chars,
         max_queue_tokens=max_queue_tokens,
+        max_connections=max_connections,
         timeout_s=timeout,
         drain_timeout_s=drain_timeout,
         micro_batching=micro_batching,

@@ -44,6 +44,8 @@ class Kind(StrEnum):
     OVERLOADED = "overloaded"
     DEADLINE = "deadline"
     ENGINE = "engine"
+    CROWDED = "crowded"
+    """As many connections are open as may be, each with a request."""
     UNAVAILABLE = "unavailable"
     """The service is starting, or stopping."""
     INTERNAL = "internal"
@@ -76,6 +78,7 @@ STATUS = {
     Kind.OVERLOADED: 429,
     Kind.DEADLINE: 504,
     Kind.ENGINE: 500,
+    Kind.CROWDED: 503,
     Kind.UNAVAILABLE: 503,
     Kind.INTERNAL: 500,
 }
@@ -93,6 +96,7 @@ _TEI_TYPES = {
     Kind.ENGINE: "Backend",
     Kind.INTERNAL: "Backend",
     Kind.DEADLINE: "Overloaded",
+    Kind.CROWDED: "Overloaded",
     Kind.UNAVAILABLE: "Unhealthy",
 }
 DEFAULT_RETRY_S = 1

@@ -1,17 +1,21 @@
-"""Counts what is under way, and takes nothing more once the service is told to stop."""
+"""Counts what is under way, and takes nothing more once the service is told to stop, or has too many connections."""
 
 from __future__ import annotations
 
 import asyncio
 
-from crossforge.runtime.serving.replies import STARTING, STOPPING, App, Receive, Scope, Send, refuse
+from crossforge.runtime.serving.replies import CROWDED, STARTING, STOPPING, App, Receive, Scope, Send, refuse
 from crossforge.runtime.serving.service import Service
 
 _ALWAYS = ("/health", "/ready", "/metrics")
+MAY_ASK = "crossforge_may_ask"
+"""In a request's ``state``, where the server bounds its connections: says whether this one's requests are answered."""
+_CROWDED_S = 2.0
+"""For what a refused client still sends. It holds one of few places meanwhile."""
 
 
 class Gate:
-    """Refuses requests while the service starts or stops, save for those that ask how it is.
+    """Refuses requests while the service starts, stops or is crowded, save for those that ask how it is.
 
     Args:
         app: Gets the others.
@@ -28,12 +32,20 @@ class Gate:
             await self._app(scope, receive, send)
             return
         service = self._service
+        now, body_timeout_s = asyncio.get_running_loop().time(), service.settings.body_timeout_s
         if service.draining or not service.ready:
-            until = asyncio.get_running_loop().time() + service.settings.body_timeout_s
-            await refuse(STOPPING if service.draining else STARTING, scope, receive, send, until=until)
+            problem = STOPPING if service.draining else STARTING
+            await refuse(problem, scope, receive, send, until=now + body_timeout_s)
+            return
+        if not scope.get("state", {}).get(MAY_ASK, _always)():
+            await refuse(CROWDED, scope, receive, send, until=now + min(_CROWDED_S, body_timeout_s))
             return
         service.in_flight += 1
         try:
             await self._app(scope, receive, send)
         finally:
             service.in_flight -= 1
+
+
+def _always() -> bool:
+    return True

@@ -50,16 +50,24 @@ async def metrics(request: Request) -> Response:
 
 
 async def answers(model: ServedModel) -> bool:
-    """Whether a model computed a batch lately, or does now. Probes of one model wait for one and the same forward pass."""
-    async with model.probing:
-        if model.session.idle_s() < FRESH_S:
-            return True
-        try:
-            await asyncio.wait_for(score_texts(model, "probe", ["probe"]), PROBE_TIMEOUT_S)
-        except (CrossforgeError, TimeoutError):
-            # Whatever the probe met with, a batch that ended meanwhile says more: the queue may be full of other work.
-            return model.session.idle_s() < FRESH_S
+    """Whether a model computed a batch lately, or does now. Probes of one model wait for one and the same forward pass.
+
+    One after another, they would stand in line before a model that hangs, each for the whole timeout, and no end to them.
+    """
+    if model.session.idle_s() < FRESH_S:
         return True
+    if model.probe is None or model.probe.done():
+        model.probe = asyncio.create_task(_probe(model))
+    return await asyncio.shield(model.probe)
+
+
+async def _probe(model: ServedModel) -> bool:
+    try:
+        await asyncio.wait_for(score_texts(model, "probe", ["probe"]), PROBE_TIMEOUT_S)
+    except (CrossforgeError, TimeoutError):
+        # Whatever the probe met with, a batch that ended meanwhile says more: the queue may be full of other work.
+        return model.session.idle_s() < FRESH_S
+    return True
 
 
 async def warm_up(model: ServedModel) -> None:

@@ -58,7 +58,9 @@ class BodyLimit:
             if handed_on:
                 return dict(await receive())
             handed_on = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            content = bytes(body)
+            body.clear()  # held until the request ends otherwise, beside the texts that it was parsed into
+            return {"type": "http.request", "body": content, "more_body": False}
 
         await self._app(scope, read, send)
 

@@ -32,7 +32,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             document["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(document, ensure_ascii=False)
+        # ASCII: of a path, U+2028 would end the line for some readers, and U+009B begin a terminal's commands.
+        return json.dumps(document)
 
 
 def configure_logging(level: int = logging.INFO) -> None:

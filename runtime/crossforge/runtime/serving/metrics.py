@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from crossforge.runtime.microbatch import MicroBatcher
+from crossforge.runtime.serving.connections import Connections
 from crossforge.runtime.serving.errors import Kind
 from crossforge.runtime.serving.facts import RequestFacts
 from crossforge.runtime.serving.models import ServedModel
@@ -19,7 +21,16 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 WASTE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
-_REJECTED = {Kind.OVERLOADED, Kind.DEADLINE, Kind.TOO_LARGE, Kind.TOO_LONG, Kind.SLOW, Kind.UNAUTHORIZED, Kind.UNAVAILABLE}
+_REJECTED = {
+    Kind.OVERLOADED,
+    Kind.DEADLINE,
+    Kind.TOO_LARGE,
+    Kind.TOO_LONG,
+    Kind.SLOW,
+    Kind.UNAUTHORIZED,
+    Kind.CROWDED,
+    Kind.UNAVAILABLE,
+}
 
 
 class Metrics:
@@ -27,9 +38,10 @@ class Metrics:
 
     Args:
         models: Each by its name.
+        connections: Those that are open.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], connections: Connections) -> None:
         self.registry = CollectorRegistry()
         self._requests = self._counter("requests", "Requests, by how they ended.", "model", "dialect", "status")
         self._seconds = self._histogram(
@@ -43,8 +55,10 @@ class Metrics:
         self._batch_waste = self._histogram("batch_padding_ratio", "Share of a batch that is padding.", WASTE, "model")
         self._tokens = self._counter("tokens", "Tokens that were computed, padding left out.", "model")
         self._padded_tokens = self._counter("padded_tokens", "Tokens that were computed, padding included.", "model")
+        self._answered = cache(self._children)
         self._models: set[ServedModel] = set()
         self.registry.register(_QueueCollector(self._models))
+        self.registry.register(_ConnectionCollector(connections))
         for model in models.values():
             self.watch(model)
 
@@ -58,19 +72,21 @@ class Metrics:
         self._requests.labels(facts.model, facts.dialect, status).inc()
         if status != 200 or facts.times is None:
             return
-        for stage, value in (
-            ("queue", facts.times.queue_s),
-            ("tokenize", facts.times.tokenize_s),
-            ("compute", facts.times.compute_s),
-            ("total", seconds),
-        ):
-            self._seconds.labels(facts.model, stage).observe(value)
-        self._passages.labels(facts.model).observe(facts.passages)
-        self._truncated.labels(facts.model).inc(facts.truncated)
+        times = facts.times
+        stages, passages, truncated = self._answered(facts.model)
+        for stage, value in zip(stages, (times.queue_s, times.tokenize_s, times.compute_s, seconds), strict=True):
+            stage.observe(value)
+        passages.observe(facts.passages)
+        truncated.inc(facts.truncated)
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def _children(self, model: str) -> tuple[list[Histogram], Histogram, Counter]:
+        """A model's own metrics of its answered requests; to find them takes longer than to add to them."""
+        stages = [self._seconds.labels(model, stage) for stage in ("queue", "tokenize", "compute", "total")]
+        return stages, self._passages.labels(model), self._truncated.labels(model)
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(name, what, labels, namespace="crossforge", registry=self.registry)
@@ -121,3 +137,24 @@ class _QueueCollector(Collector):
             elif isinstance(model.scorer, PlainScorer):
                 requests.add_metric([model.name], model.scorer.pending_requests)
         return [tokens, requests, restarts]
+
+
+class _ConnectionCollector(Collector):
+    """The connections at the moment of reading."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing; see :class:`_QueueCollector`."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Those that are open, and those that were closed to keep the bound."""
+        yield GaugeMetricFamily("crossforge_connections", "Open connections.", value=len(self._connections))
+        closed = CounterMetricFamily(
+            "crossforge_connections_closed", "Connections that were closed to keep the bound.", labels=["reason"]
+        )
+        for reason, count in self._connections.closed.items():
+            closed.add_metric([reason], count)
+        yield closed

@@ -92,8 +92,8 @@ class ServedModel:
         self.open_variant = open_variant
         self.session = WatchedSession(reranker.session)
         reranker.session = self.session
-        self.probing = asyncio.Lock()
-        """Held by whoever asks whether it answers."""
+        self.probe: asyncio.Task[bool] | None = None
+        """The forward pass that finds out whether it answers, for all who ask meanwhile."""
         self.scorer: Scorer = (
             MicroBatcher(reranker, _config(reranker, settings)) if settings.micro_batching else PlainScorer(reranker)
         )

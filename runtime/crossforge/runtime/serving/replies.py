@@ -55,4 +55,5 @@ async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send, *
 
 
 STARTING = Problem(kind=Kind.UNAVAILABLE, message="the service is starting", retry_after_s=1)
+CROWDED = Problem(kind=Kind.CROWDED, message="too many connections are open; try again soon", retry_after_s=1)
 STOPPING = Problem(kind=Kind.UNAVAILABLE, message="the service is stopping", retry_after_s=1)

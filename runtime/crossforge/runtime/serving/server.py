@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -11,6 +12,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from crossforge.profiles import InputError
+from crossforge.runtime.serving.connections import Connections
+from crossforge.runtime.serving.gate import MAY_ASK
 from crossforge.runtime.serving.service import Service
 from crossforge.runtime.serving.settings import ServiceSettings
 
@@ -26,7 +29,7 @@ def make_server(app: FastAPI, settings: ServiceSettings) -> Server:
         app,
         host=settings.host,
         port=settings.port,
-        http=_guarded(settings.header_timeout_s, settings.answer_timeout_s),
+        http=_guarded(settings.header_timeout_s, settings.answer_timeout_s, service.connections),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -98,8 +101,8 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _guarded(header_timeout_s: float, answer_timeout_s: float) -> type[H11Protocol]:
-    """HTTP/1.1 that closes a connection whose headers do not come, or whose answer is not taken, in time.
+def _guarded(header_timeout_s: float, answer_timeout_s: float, connections: Connections) -> type[H11Protocol]:
+    """HTTP/1.1 that bounds its connections, and closes one whose headers do not come, or whose answer is not taken, in time.
 
     uvicorn times a connection only between requests, and any byte stops that clock: a client that sends a byte now and
     then would hold a connection for ever. So would one that reads nothing, and its answer with it.
@@ -111,7 +114,11 @@ def _guarded(header_timeout_s: float, answer_timeout_s: float) -> type[H11Protoc
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._arm()
+            self.app_state = {**self.app_state, MAY_ASK: partial(connections.may_ask, transport)}
+            if connections.enter(transport):
+                self._arm()
+            else:
+                transport.close()
 
         def data_received(self, data: bytes) -> None:
             if self._is_between_requests() and self._header_timer is None:
@@ -119,10 +126,12 @@ def _guarded(header_timeout_s: float, answer_timeout_s: float) -> type[H11Protoc
             super().data_received(data)
             if not self._is_between_requests():
                 self._disarm()
+                connections.note(self.transport, idle=False)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
             self._stop_answer_timer()
+            connections.leave(self.transport)
             super().connection_lost(exc)
 
         def pause_writing(self) -> None:
@@ -136,6 +145,7 @@ def _guarded(header_timeout_s: float, answer_timeout_s: float) -> type[H11Protoc
         def on_response_complete(self) -> None:
             self._disarm()
             super().on_response_complete()
+            connections.note(self.transport, idle=self._is_between_requests())
 
         def _is_between_requests(self) -> bool:
             return self.cycle is None or self.cycle.response_complete

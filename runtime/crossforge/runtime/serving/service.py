@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from crossforge.profiles import Activation, CrossforgeError, DeadlineError
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.scored import ScoredPairs
+from crossforge.runtime.serving.connections import Connections
 from crossforge.runtime.serving.errors import Kind, ProblemError, problem_of
 from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.metrics import Metrics
 from crossforge.runtime.serving.models import ServedModel
 from crossforge.runtime.serving.settings import ServiceSettings
 from crossforge.runtime.tokenization import EncodedPairs
+from crossforge.runtime.windows import Chunking
 
 _GRACE_S = 1.0
 """Beyond the deadline, for a model that does not notice it: a worker keeps deadlines between batches."""
@@ -77,12 +79,20 @@ class Service:
         models: Each by its name; the first answers requests that name none.
         settings: Of the service.
         metrics: Counts what happens.
+        connections: Those that are open, if the server tells.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], settings: ServiceSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        settings: ServiceSettings,
+        metrics: Metrics,
+        connections: Connections,
+    ) -> None:
         self.models = dict(models)
         self.settings = settings
         self.metrics = metrics
+        self.connections = connections
         self.ready = False
         """Warmed up, and not closed."""
         self.draining = False
@@ -112,6 +122,7 @@ class Service:
         *,
         cut: bool = True,
         max_passage_tokens: int | None = None,
+        chunking: Chunking | None = None,
     ) -> Scores:
         """Score the passages of one query.
 
@@ -122,13 +133,16 @@ class Service:
             passages: At least one.
             cut: Cut what the model cannot read whole; otherwise refuse it.
             max_passage_tokens: Cut passages to so many tokens.
+            chunking: Split passages that are too long, into no more tokens than may wait.
 
         Raises:
             ProblemError: It is not scored, and why.
             ClientGoneError: Nobody waits for it any more.
         """
         name, served = self.find_model(model)
-        return await self.score_with(request, name, served, query, passages, cut=cut, max_passage_tokens=max_passage_tokens)
+        return await self.score_with(
+            request, name, served, query, passages, cut=cut, max_passage_tokens=max_passage_tokens, chunking=chunking
+        )
 
     async def score_with(
         self,
@@ -140,13 +154,15 @@ class Service:
         *,
         cut: bool = True,
         max_passage_tokens: int | None = None,
+        chunking: Chunking | None = None,
     ) -> Scores:
         """Score with a model that is at hand, under a name for log and metrics; see :meth:`score`."""
         self._check(request, name, [query], passages)
         tokenizer = served.reranker.tokenizer
+        chunk = None if chunking is None else replace(chunking, max_tokens=self.settings.max_queue_tokens)
 
         def encode() -> EncodedPairs:
-            pairs = tokenizer.encode(query, passages, max_passage_tokens=max_passage_tokens)
+            pairs = tokenizer.encode(query, passages, max_passage_tokens=max_passage_tokens, chunk=chunk)
             return pairs if cut else _uncut(pairs, served)
 
         return await self._score(request, name, served, encode, len(passages))
@@ -208,13 +224,14 @@ def service_of(request: Request) -> Service:
 
 def _uncut(pairs: EncodedPairs, served: ServedModel) -> EncodedPairs:
     """The pairs, if the model reads all of them whole."""
-    if pairs.truncated.any():
-        first = int(np.flatnonzero(pairs.truncated)[0])
+    truncated = pairs.truncated if pairs.windows is None else pairs.truncated[pairs.windows.first_row]
+    if truncated.any():
+        first = int(np.flatnonzero(truncated)[0])
         contract = served.reranker.tokenizer.truncation
         share = "" if contract.is_symmetric else f", up to {contract.query_max_length} of them the query's"
         raise ProblemError(
             Kind.TOO_LONG,
-            f"{int(pairs.truncated.sum())} of {len(pairs)} pairs are too long for the model, pair {first} first; allowed: "
+            f"{int(truncated.sum())} of {len(truncated)} pairs are too long for the model, pair {first} first; allowed: "
             f"{contract.max_length} tokens a pair{share}. "
             "Send shorter texts, or ask for truncation.",
         )

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crossforge.profiles import InputError
+from crossforge.runtime.inputs import MAX_TEXT_CHARS
 from crossforge.runtime.microbatch.config import DEFAULT_QUEUE_TOKENS
-from crossforge.runtime.tokenization import MAX_TEXT_CHARS
 
 _POSITIVE = (
     "max_body_bytes",
     "max_passages",
     "max_text_chars",
     "max_queue_tokens",
+    "max_connections",
     "timeout_s",
     "header_timeout_s",
     "body_timeout_s",
@@ -40,6 +41,8 @@ class ServiceSettings:
     """Characters of one query or passage."""
     max_queue_tokens: int = DEFAULT_QUEUE_TOKENS
     """Tokens that may wait for each model; beyond that, 429."""
+    max_connections: int = 512
+    """Connections that may be open; beyond that, 503. Those without a request give way."""
     timeout_s: float = 30.0
     """Longest time that a request may wait and compute; then 504."""
     header_timeout_s: float = 10.0

@@ -77,21 +77,24 @@ class OpenVinoSession:
 
     def run(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Compute logits; see :meth:`Session.run`."""
-        if self._compiled is None:
+        requests = self._requests  # close() puts another queue in its place
+        request = requests.get()
+        if request is None:
+            requests.put(None)  # for whoever comes next
             raise EngineError("the session is closed")
-        request = self._requests.get()
         try:
             answer = request.infer(dict(batch), share_inputs=True)
             return np.array(answer[0], dtype=np.float32)  # a copy: the request's next answer goes where this one lies
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on a batch ({_last_line(error)})") from error
         finally:
-            self._requests.put(request)
+            requests.put(request)
 
     def close(self) -> None:
-        """Free the model."""
-        self._compiled = None
-        self._requests = SimpleQueue()
+        """Free the model, once the batches that run or wait for a request are done."""
+        closed: SimpleQueue[Any] = SimpleQueue()
+        closed.put(None)
+        self._requests, self._compiled = closed, None
 
 
 def import_openvino() -> ModuleType:

@@ -106,19 +106,18 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         """Free the model."""
-        self._session = None
-        if self._bound is not None:
-            self._bound.close()
+        self._session = self._bound = None
 
     def _execute(self, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        if self._session is None:
+        session, bound = self._session, self._bound  # close() forgets them, and what runs keeps them
+        if session is None:
             raise EngineError("the session is closed")
         if self._lost is not None:
             raise DeviceLostError(self._lost.what, fix="Start a new process.") from self._lost
         try:
-            if self._bound is not None:
-                return self._bound.run(batch)
-            (logits,) = self._session.run(None, dict(batch))
+            if bound is not None:
+                return bound.run(batch)
+            (logits,) = session.run(None, dict(batch))
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this
             if self._memory is None:
                 raise EngineError(f"ONNX Runtime failed on a batch ({first_line(error)})") from error

@@ -73,8 +73,3 @@ class BoundRuns:
             binding.clear_binding_outputs()
             self._free.append(binding)
         return logits.astype(np.float32, copy=False)
-
-    def close(self) -> None:
-        """Let go of the bindings, which hold the session."""
-        self._free.clear()
-        self._session = None

@@ -14,13 +14,15 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from crossforge.runtime.serving.body import read_body
+from crossforge.runtime.serving.dialects.chunks import Chunk, WindowRead, chunking_of
 from crossforge.runtime.serving.dialects.documents import Document, RankedDocument, rank_documents, texts_of
 from crossforge.runtime.serving.errors import Kind, ProblemError
 from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.openapi import takes
+from crossforge.runtime.serving.routes import BareRoute
 from crossforge.runtime.serving.service import Scores, service_of
 
-router = APIRouter(tags=["Cohere"])
+router = APIRouter(tags=["Cohere"], route_class=BareRoute)
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -37,6 +39,7 @@ class CohereRerankRequest(BaseModel):
     rank_fields: list[str] | None = None
     return_documents: bool | None = None
     max_chunks_per_doc: AtLeastOne | None = None
+    chunk: Chunk = None
 
 
 class CohereV2RerankRequest(BaseModel):
@@ -52,13 +55,20 @@ class CohereV2RerankRequest(BaseModel):
     return_documents: bool | None = None
     relevant_spans: dict[str, object] | None = None
     priority: int | None = None
+    chunk: Chunk = None
+
+
+class CohereRankedDocument(RankedDocument):
+    """One row of Cohere's answer; ``window`` is there where ``chunk`` split the document."""
+
+    window: WindowRead | None = None
 
 
 class CohereRerankResponse(BaseModel):
     """What Cohere answers."""
 
     id: str
-    results: list[RankedDocument]
+    results: list[CohereRankedDocument]
     meta: dict[str, object]
     model: str
     usage: dict[str, int]
@@ -72,7 +82,11 @@ async def rerank_v1(request: Request) -> JSONResponse:
         raise ProblemError(Kind.OPTION, "rank_fields is not supported; documents are ranked by their text")
     # Chunks change nothing where every document fits: such a request is answered, and any other refused.
     chunked = (body.max_chunks_per_doc or 1) > 1
-    scores = await service_of(request).score(request, body.model, body.query, texts_of(body.documents), cut=not chunked)
+    if chunked and body.chunk is not None:
+        raise ProblemError(Kind.OPTION, "max_chunks_per_doc does not bound the windows of chunk; send one of the two")
+    scores = await service_of(request).score(
+        request, body.model, body.query, texts_of(body.documents), cut=not chunked, chunking=chunking_of(body.chunk)
+    )
     rows = rank_documents(scores, body.documents, top_n=body.top_n, with_documents=bool(body.return_documents))
     return _answer(request, scores, rows, version="1")
 
@@ -85,8 +99,15 @@ async def rerank_v2(request: Request) -> JSONResponse:
         raise ProblemError(Kind.OPTION, "relevant_spans is not supported; leave it out")
     if body.priority:
         raise ProblemError(Kind.OPTION, "priority is not supported; requests have their turns in order")
+    if body.max_tokens_per_doc is not None and body.chunk is not None:
+        raise ProblemError(Kind.OPTION, "a document cannot be both cut and split; send max_tokens_per_doc or chunk")
     scores = await service_of(request).score(
-        request, body.model, body.query, texts_of(body.documents), max_passage_tokens=body.max_tokens_per_doc
+        request,
+        body.model,
+        body.query,
+        texts_of(body.documents),
+        max_passage_tokens=body.max_tokens_per_doc,
+        chunking=chunking_of(body.chunk),
     )
     rows = rank_documents(scores, body.documents, top_n=body.top_n, with_documents=bool(body.return_documents))
     return _answer(request, scores, rows, version="2")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from crossforge.runtime.serving.dialects.chunks import window_of
 from crossforge.runtime.serving.service import Scores
 
 
@@ -44,7 +45,7 @@ def rank_documents(
     values = scores.bounded()
     rows: list[dict[str, object]] = []
     for i in scores.best_first(top_n):
-        row: dict[str, object] = {"index": i, "relevance_score": values[i]}
+        row: dict[str, object] = {"index": i, "relevance_score": values[i], **window_of(scores, i)}
         if with_documents:
             item = documents[i]
             row["document"] = {"text": item} if isinstance(item, str) else item.model_dump()

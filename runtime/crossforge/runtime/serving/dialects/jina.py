@@ -15,9 +15,10 @@ from crossforge.runtime.serving.body import read_body
 from crossforge.runtime.serving.dialects.documents import Document, RankedDocument, rank_documents, texts_of
 from crossforge.runtime.serving.errors import Kind, ProblemError
 from crossforge.runtime.serving.openapi import takes
+from crossforge.runtime.serving.routes import BareRoute
 from crossforge.runtime.serving.service import service_of
 
-router = APIRouter(tags=["Jina"])
+router = APIRouter(tags=["Jina"], route_class=BareRoute)
 
 
 class JinaRerankRequest(BaseModel):

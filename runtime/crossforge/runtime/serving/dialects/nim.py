@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from crossforge.runtime.serving.body import read_body
 from crossforge.runtime.serving.errors import Kind, ProblemError
 from crossforge.runtime.serving.openapi import takes
+from crossforge.runtime.serving.routes import BareRoute
 from crossforge.runtime.serving.service import service_of
 
-router = APIRouter(tags=["NVIDIA NIM"])
+router = APIRouter(tags=["NVIDIA NIM"], route_class=BareRoute)
 
 
 class NimText(BaseModel):

@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 from crossforge.runtime.serving.body import Shape, read_shape
 from crossforge.runtime.serving.dialects import vllm
+from crossforge.runtime.serving.dialects.chunks import Chunk, WindowRead, chunking_of, window_of
 from crossforge.runtime.serving.errors import Dialect, Kind, ProblemError
 from crossforge.runtime.serving.openapi import takes
+from crossforge.runtime.serving.routes import BareRoute
 from crossforge.runtime.serving.service import Scores, service_of
 
-router = APIRouter(tags=["Text Embeddings Inference"])
+router = APIRouter(tags=["Text Embeddings Inference"], route_class=BareRoute)
 
 
 class TeiRerankRequest(BaseModel):
@@ -32,14 +34,16 @@ class TeiRerankRequest(BaseModel):
     truncation_direction: Literal["right", "left", "Right", "Left"] = "right"
     raw_scores: bool = False
     return_text: bool = False
+    chunk: Chunk = None
 
 
 class TeiRank(BaseModel):
-    """One row of TEI's answer; ``text`` is there only if it was asked for."""
+    """One row of TEI's answer; ``text`` is there only if it was asked for, ``window`` where ``chunk`` split the text."""
 
     index: int
     score: float
     text: str | None = None
+    window: WindowRead | None = None
 
 
 _SHAPES: tuple[Shape[TeiRerankRequest | vllm.VllmRerankRequest], ...] = (
@@ -69,10 +73,12 @@ async def _rerank(request: Request, body: TeiRerankRequest) -> JSONResponse:
         raise ProblemError(
             Kind.OPTION, f"truncation_direction is {body.truncation_direction}; this model is cut on the {side}"
         )
-    scores = await service.score(request, None, body.query, body.texts, cut=bool(body.truncate))
+    scores = await service.score(
+        request, None, body.query, body.texts, cut=bool(body.truncate), chunking=chunking_of(body.chunk)
+    )
     values = scores.raw() if body.raw_scores else scores.bounded()
     rows = [
-        {"index": i, **({"text": body.texts[i]} if body.return_text else {}), "score": values[i]}
+        {"index": i, **({"text": body.texts[i]} if body.return_text else {}), "score": values[i], **window_of(scores, i)}
         for i in scores.best_first()
     ]
     return JSONResponse(rows, headers=_times(scores, body))
@@ -95,7 +101,7 @@ async def info(request: Request) -> JSONResponse:
                     "label2id": {label: i for i, label in enumerate(manifest.scoring.labels)},
                 }
             },
-            "max_concurrent_requests": settings.max_queue_tokens,
+            "max_concurrent_requests": settings.max_connections,
             "max_input_length": manifest.truncation.max_length,
             "max_batch_tokens": model.reranker.budget_tokens,
             "max_batch_requests": None,

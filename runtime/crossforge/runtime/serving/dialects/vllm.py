@@ -17,9 +17,10 @@ from crossforge.runtime.serving.body import read_body
 from crossforge.runtime.serving.errors import Kind, ProblemError
 from crossforge.runtime.serving.facts import facts_of
 from crossforge.runtime.serving.openapi import takes
+from crossforge.runtime.serving.routes import BareRoute
 from crossforge.runtime.serving.service import Scores, Service, service_of
 
-router = APIRouter(tags=["vLLM"])
+router = APIRouter(tags=["vLLM"], route_class=BareRoute)
 
 
 class _Options(BaseModel):

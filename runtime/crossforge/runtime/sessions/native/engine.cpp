@@ -111,7 +111,8 @@ struct Layer {
 struct Workspace {
     Buffer<float> hidden, projected, mixed, wide, narrow, scratch, scales, largest;
     Buffer<uint8_t> codes, wide_codes;
-    Buffer<float> queries;     // of the last layer, one row a pair
+    Buffer<float> queries, query_scales;  // of the last layer, one row a pair
+    Buffer<uint8_t> query_codes;
     std::vector<int> begins;  // of each pair, and the end
 };
 
@@ -206,10 +207,12 @@ public:
         mark(kEmbed);
         for (size_t i = 0; i + 1 < e_.layers.size(); ++i) {
             const Layer& layer = e_.layers[i];
-            k_.linear(codes(0), w_.scales.get(), tokens, layer.query_key_value.view, 0, 3 * h_, w_.projected.get(), 3 * h_);
-            mark(kQkv);
-            attend(pairs, false, 3 * h_);
-            mark(kAttend);
+            for (int column = 0; column < h_; column += kPanel) {
+                for (int part = 0; part < 3; ++part) project(layer, part, column, tokens);
+                mark(kQkv);
+                attend(pairs, column, false);
+                mark(kAttend);
+            }
             finish(layer, tokens, true);
         }
         last_layer(pairs, tokens);
@@ -237,10 +240,12 @@ private:
         const size_t rows = static_cast<size_t>(tokens) + pairs, block = std::min<size_t>(kBlock, rows);
         w_.hidden.resize(rows * h_);
         w_.codes.resize(rows * h_);
-        w_.projected.resize(rows * 3 * h_);
+        w_.projected.resize(rows * 3 * kPanel);
         w_.mixed.resize(rows * h_);
         w_.scales.resize(rows);
         w_.queries.resize(static_cast<size_t>(pairs) * h_);
+        w_.query_codes.resize(static_cast<size_t>(pairs) * h_);
+        w_.query_scales.resize(pairs);
         w_.narrow.resize(block * h_);
         w_.wide.resize(block * wide_);
         w_.wide_codes.resize(block * wide_);
@@ -266,18 +271,24 @@ private:
         return CROSSFORGE_OK;
     }
 
-    // Every head of every pair. With one_query, only the first row of each pair asks, and row i of `mixed` is pair i's.
-    void attend(int pairs, bool one_query, int stride) {
-        const int width = h_ / e_.m.heads;
+    // A panel of the queries (part 0), keys (1) or values (2) of every token. A panel goes through attention before the next is
+    // computed, so that it is still in the cache.
+    void project(const Layer& layer, int part, int column, int tokens) {
+        k_.linear(codes(0), w_.scales.get(), tokens, layer.query_key_value.view, part * h_ + column, kPanel,
+                  w_.projected.get() + part * kPanel, 3 * kPanel);
+    }
+
+    // The heads of a panel, of every pair. With one_query, only the first row of each pair asks, and row i of `mixed` is pair i's.
+    void attend(int pairs, int column, bool one_query) {
+        const int width = h_ / e_.m.heads, stride = 3 * kPanel;
         const float factor = 1.0f / std::sqrt(static_cast<float>(width));
         for (int i = 0; i < pairs; ++i) {
             const int begin = w_.begins[i], keys = w_.begins[i + 1] - begin;
             const float* rows = w_.projected.get() + static_cast<size_t>(begin) * stride;
-            for (int head = 0; head < e_.m.heads; ++head) {
-                const int at = head * width;
-                const float* asking = one_query ? query(i) + at : rows + at;
-                float* out = w_.mixed.get() + static_cast<size_t>(one_query ? i : begin) * h_ + at;
-                k_.attend(asking, rows + h_ + at, rows + 2 * h_ + at, stride, one_query ? 1 : keys, keys, width, factor, out, h_,
+            for (int at = 0; at < kPanel; at += width) {
+                const float* asking = one_query ? query(i) + column + at : rows + at;
+                float* out = w_.mixed.get() + static_cast<size_t>(one_query ? i : begin) * h_ + column + at;
+                k_.attend(asking, rows + kPanel + at, rows + 2 * kPanel + at, stride, one_query ? 1 : keys, keys, width, factor, out, h_,
                           w_.scratch.get());
             }
         }
@@ -309,19 +320,22 @@ private:
     // The head reads the first row of each pair: keys and values are needed of all rows, everything else of that one.
     void last_layer(int pairs, int tokens) {
         const Layer& layer = e_.layers.back();
-        k_.linear(codes(0), w_.scales.get(), tokens, layer.query_key_value.view, h_, 2 * h_, w_.projected.get() + h_, 3 * h_);
-        mark(kQkv);
-        for (int i = 0; i < pairs; ++i) {  // begins grow at least as fast as i: no row is overwritten before it is read
-            std::memmove(hidden(i), hidden(w_.begins[i]), h_ * sizeof(float));
+        for (int i = 0; i < pairs; ++i) {
             float* smoothed = query(i);
-            const float* s = e_.last_smoothing.get();
-            for (int c = 0; c < h_; ++c) smoothed[c] = hidden(i)[c] * (e_.last_is_smoothed ? s[c] : 1.0f);
+            const float *first = hidden(w_.begins[i]), *s = e_.last_smoothing.get();
+            for (int c = 0; c < h_; ++c) smoothed[c] = first[c] * (e_.last_is_smoothed ? s[c] : 1.0f);
         }
-        k_.quantize(query(0), h_, pairs, h_, codes(0), w_.scales.get());
-        k_.linear(codes(0), w_.scales.get(), pairs, layer.query_key_value.view, 0, h_, query(0), h_);
+        k_.quantize(query(0), h_, pairs, h_, w_.query_codes.get(), w_.query_scales.get());
+        k_.linear(w_.query_codes.get(), w_.query_scales.get(), pairs, layer.query_key_value.view, 0, h_, query(0), h_);
         mark(kQkv);
-        attend(pairs, true, 3 * h_);
-        mark(kAttend);
+        for (int column = 0; column < h_; column += kPanel) {
+            for (int part = 1; part < 3; ++part) project(layer, part, column, tokens);
+            mark(kQkv);
+            attend(pairs, column, true);
+            mark(kAttend);
+        }
+        // Begins grow at least as fast as i: no row is overwritten before it is read.
+        for (int i = 0; i < pairs; ++i) std::memmove(hidden(i), hidden(w_.begins[i]), h_ * sizeof(float));
         finish(layer, pairs, false);
     }
 

@@ -54,7 +54,8 @@ struct Kernels {
     void (*normalize)(const float* in, const float* residual, int count, int width, const Norm& norm, float* out, uint8_t* codes,
                       float* scales);
 
-    // softmax(query x key^T * factor) x value of one head of one pair. Rows of query, key and value are `stride` floats apart.
+    // softmax(query x key^T * factor) x value of one head of one pair. Rows of query, key and value are `stride` floats apart. With
+    // AVX-512 the products are of codes: 13 bits for the head's queries and keys, 10 for a column of its values, 15 for weights.
     void (*attend)(const float* query, const float* key, const float* value, int stride, int queries, int keys, int head_width,
                    float factor, float* out, int out_stride, float* scratch);
 };

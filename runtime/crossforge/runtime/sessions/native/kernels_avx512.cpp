@@ -198,17 +198,17 @@ void normalize(const float* in, const float* residual, int count, int width, con
     }
 }
 
-// 2^x for x <= 0: a polynomial on [-1/2, 1/2], within 3e-7 relatively.
+// 2^x for -100 <= x <= 100: a polynomial on [-1/2, 1/2], within 4e-6 relatively.
 INLINE __m512 exp2_of(__m512 x) {
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 part = _mm512_sub_ps(x, whole);
-    __m512 p = _mm512_set1_ps(1.33335581e-3f);
-    p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(9.61812911e-3f));
-    p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(5.55041087e-2f));
-    p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(2.40226507e-1f));
-    p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(6.93147181e-1f));
-    p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, whole);
+    const __m512 magic = _mm512_set1_ps(12582912.0f);  // 1.5 x 2^23: what is added to it is rounded, and stands in its lowest bits
+    const __m512 shifted = _mm512_add_ps(x, magic);
+    const __m512 part = _mm512_sub_ps(x, _mm512_sub_ps(shifted, magic));
+    __m512 p = _mm512_set1_ps(9.57010034e-3f);
+    p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(5.59178591e-2f));
+    p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(2.40247443e-1f));
+    p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(6.93121791e-1f));
+    p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(9.99999285e-1f));
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
 }
 
 INLINE void transpose_16x16(__m512 (&x)[16]) {
@@ -237,91 +237,180 @@ INLINE void transpose_16x16(__m512 (&x)[16]) {
     }
 }
 
-// scores[r][0 .. 16 B) = query rows x transposed keys.
-template <int R, int B>
-INLINE void score_tile(const float* query, int stride, const float* transposed, int padded, int head_width, float* scores) {
-    __m512 sums[R][B];
+// Attention's two products are of 16-bit integers: two products and sums an instruction and a lane, where float32 has one. No sum
+// leaves 32 bits: one of scores adds up 64 products, one of values kChunk, which then goes on in float32.
+constexpr float kCode = 4095, kValueCode = 511, kWeightCode = 32767;
+constexpr int kChunk = 128;
+
+// sum + a x b, in pairs. In assembly because GCC 12 else copies every sum to memory inside the loops.
+INLINE void add_products(__m512i& sum, __m512i a, __m512i b) { asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
+
+INLINE __m512i codes_of(__m512 x, __m512 inverse) { return _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)); }
+
+INLINE __m512i broadcast_pair(const int16_t* from) {
+    int32_t two;
+    std::memcpy(&two, from, sizeof two);
+    return _mm512_set1_epi32(two);
+}
+
+// What a code is worth where the largest of `rows` values gets the code `largest`.
+template <int W>
+INLINE float scale_of(const float* x, int stride, int rows, float largest) {
+    __m512 most = _mm512_setzero_ps();
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+        for (int w = 0; w < W; ++w)
+            most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + static_cast<size_t>(r) * stride + 16 * w)));
+    const float scale = _mm512_reduce_max_ps(most) / largest;
+    return scale > kSmallestScale ? scale : kSmallestScale;
+}
+
+// A row's codes, 16 W of 16 bits.
+template <int W>
+INLINE void pack_row(const float* x, __m512 inverse, int16_t* packed) {
+#pragma GCC unroll 4
+    for (int w = 0; w < W; ++w)
+        _mm256_store_si256(reinterpret_cast<__m256i*>(packed + 16 * w),
+                           _mm512_cvtepi32_epi16(codes_of(_mm512_loadu_ps(x + 16 * w), inverse)));
+}
+
+// Codes of all keys as [keys / 16][head width / 2][16][2], zeros behind the last; gives their scale.
+template <int W>
+INLINE float pack_keys(const float* key, int stride, int keys, int16_t* packed) {
+    constexpr int kHead = 16 * W;
+    const float scale = scale_of<W>(key, stride, keys, kCode);
+    const __m512 inverse = _mm512_set1_ps(1 / scale);
+    alignas(64) int16_t rows[16 * kHead];
+    for (int j = 0; j < keys; j += 16) {
+        for (int i = 0; i < 16; ++i)
+            if (j + i < keys)
+                pack_row<W>(key + static_cast<size_t>(j + i) * stride, inverse, rows + kHead * i);
+            else
+                std::memset(rows + kHead * i, 0, kHead * sizeof(int16_t));
+        for (int d = 0; d < kHead; d += 32) {
+            __m512 block[16];
+            for (int i = 0; i < 16; ++i) block[i] = _mm512_load_ps(rows + kHead * i + d);
+            transpose_16x16(block);
+            for (int i = 0; i < 16; ++i, packed += 32) _mm512_store_ps(packed, block[i]);
+        }
+    }
+    return scale;
+}
+
+// Codes of all values as [keys / 2][head width][2], and each column's scale.
+template <int W>
+INLINE void pack_values(const float* value, int stride, int keys, int16_t* packed, float* scales) {
+    __m512 inverse[W];
+    for (int w = 0; w < W; ++w) {
+        __m512 most = _mm512_set1_ps(kSmallestScale);
+        for (int j = 0; j < keys; ++j)
+            most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(value + static_cast<size_t>(j) * stride + 16 * w)));
+        _mm512_store_ps(scales + 16 * w, _mm512_mul_ps(most, _mm512_set1_ps(1 / kValueCode)));
+        inverse[w] = _mm512_div_ps(_mm512_set1_ps(kValueCode), most);
+    }
+    for (int j = 0; j < keys; j += 2)
+        for (int w = 0; w < W; ++w, packed += 32) {
+            const float* at = value + static_cast<size_t>(j) * stride + 16 * w;
+            const __m512i even = codes_of(_mm512_loadu_ps(at), inverse[w]);
+            const __m512i odd = j + 1 < keys ? codes_of(_mm512_loadu_ps(at + stride), inverse[w]) : _mm512_setzero_si512();
+            _mm512_store_si512(packed, _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16)));
+        }
+}
+
+// scores[r][0 .. 16 B) = rows of queries x keys, in codes.
+template <int R, int B, int W>
+INLINE void score_tile(const int16_t* queries, const int16_t* keys, int padded, int32_t* scores) {
+    constexpr int kHead = 16 * W;
+    __m512i sums[R][B];
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 12
-        for (int b = 0; b < B; ++b) sums[r][b] = _mm512_setzero_ps();
-    for (int d = 0; d < head_width; ++d) {
-        __m512 keys[B];
+        for (int b = 0; b < B; ++b) sums[r][b] = _mm512_setzero_si512();
+#pragma GCC unroll 1
+    for (int d = 0; d < kHead; d += 2) {
+        __m512i k[B];
 #pragma GCC unroll 12
-        for (int b = 0; b < B; ++b) keys[b] = _mm512_load_ps(transposed + static_cast<size_t>(d) * padded + 16 * b);
+        for (int b = 0; b < B; ++b) k[b] = _mm512_load_si512(keys + 16 * kHead * b + 16 * d);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
-            const __m512 q = _mm512_set1_ps(query[static_cast<size_t>(r) * stride + d]);
+            const __m512i q = broadcast_pair(queries + kHead * r + d);
 #pragma GCC unroll 12
-            for (int b = 0; b < B; ++b) sums[r][b] = _mm512_fmadd_ps(q, keys[b], sums[r][b]);
+            for (int b = 0; b < B; ++b) add_products(sums[r][b], q, k[b]);
         }
     }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 12
-        for (int b = 0; b < B; ++b) _mm512_store_ps(scores + static_cast<size_t>(r) * padded + 16 * b, sums[r][b]);
+        for (int b = 0; b < B; ++b) _mm512_store_si512(scores + static_cast<size_t>(r) * padded + 16 * b, sums[r][b]);
 }
 
-template <int R>
-INLINE void score_rows(const float* query, int stride, const float* transposed, int padded, int head_width, float* scores) {
-    int b = 0;
-    for (; b + 64 <= padded; b += 64) score_tile<R, 4>(query, stride, transposed + b, padded, head_width, scores + b);
-    switch ((padded - b) / 16) {
-        case 1: score_tile<R, 1>(query, stride, transposed + b, padded, head_width, scores + b); break;
-        case 2: score_tile<R, 2>(query, stride, transposed + b, padded, head_width, scores + b); break;
-        case 3: score_tile<R, 3>(query, stride, transposed + b, padded, head_width, scores + b); break;
+template <int R, int W>
+INLINE void score_rows(const int16_t* queries, const int16_t* keys, int padded, int32_t* scores) {
+    constexpr int kHead = 16 * W;
+    int j = 0;
+    for (; j + 64 <= padded; j += 64) score_tile<R, 4, W>(queries, keys + j * kHead, padded, scores + j);
+    switch ((padded - j) / 16) {
+        case 1: score_tile<R, 1, W>(queries, keys + j * kHead, padded, scores + j); break;
+        case 2: score_tile<R, 2, W>(queries, keys + j * kHead, padded, scores + j); break;
+        case 3: score_tile<R, 3, W>(queries, keys + j * kHead, padded, scores + j); break;
     }
 }
 
-// Scores in place to exp(score - largest); gives 1 / their sum.
-INLINE float soften(float* scores, int keys, float factor) {
+// Codes of exp2((score - largest score) * scale), the largest kWeightCode, zeros behind the last key; gives 1 / their sum.
+INLINE float soften(const int32_t* scores, int keys, float scale, int16_t* weights) {
     const int whole = keys / 16 * 16;
     const __mmask16 rest = static_cast<__mmask16>((1u << (keys - whole)) - 1);
-    const __m512 lowest = _mm512_set1_ps(-INFINITY);
-    __m512 most = lowest;
-    for (int j = 0; j < whole; j += 16) most = _mm512_max_ps(most, _mm512_load_ps(scores + j));
-    if (rest) most = _mm512_max_ps(most, _mm512_mask_loadu_ps(lowest, rest, scores + whole));
-    const __m512 scale = _mm512_set1_ps(factor * 1.44269504f);
-    const __m512 top = _mm512_mul_ps(_mm512_set1_ps(_mm512_reduce_max_ps(most)), scale);
-    __m512 sum = _mm512_setzero_ps();
-    for (int j = 0; j < whole; j += 16) {
-        const __m512 e = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(scores + j), scale, top));
-        _mm512_store_ps(scores + j, e);
-        sum = _mm512_add_ps(sum, e);
+    __m512i most = _mm512_set1_epi32(INT32_MIN);
+    for (int j = 0; j < whole; j += 16) most = _mm512_max_epi32(most, _mm512_load_si512(scores + j));
+    if (rest) most = _mm512_mask_max_epi32(most, rest, most, _mm512_load_si512(scores + whole));
+    constexpr float kLog2OfLargest = 14.99996f;
+    const __m512 factor = _mm512_set1_ps(scale);
+    const __m512 top = _mm512_set1_ps(static_cast<float>(_mm512_reduce_max_epi32(most)) * scale - kLog2OfLargest);
+    const __m512 least = _mm512_set1_ps(-2);  // rounds to 0
+    __m512i total = _mm512_setzero_si512();
+    for (int j = 0; j < keys; j += 16) {
+        const __m512 x = _mm512_fmsub_ps(_mm512_cvtepi32_ps(_mm512_load_si512(scores + j)), factor, top);
+        __m512i code = _mm512_cvtps_epi32(exp2_of(_mm512_max_ps(x, least)));
+        if (j == whole) code = _mm512_maskz_mov_epi32(rest, code);
+        total = _mm512_add_epi32(total, code);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(weights + j), _mm512_cvtepi32_epi16(code));
     }
-    if (rest) {
-        const __m512 e = _mm512_maskz_mov_ps(rest, exp2_of(_mm512_fmsub_ps(_mm512_load_ps(scores + whole), scale, top)));
-        _mm512_store_ps(scores + whole, e);
-        sum = _mm512_add_ps(sum, e);
-    }
-    return 1.0f / _mm512_reduce_add_ps(sum);
+    return 1.0f / static_cast<float>(_mm512_reduce_add_epi32(total));
 }
 
-// out[r] = (weights[r] x value) * inverse[r] for 16 W columns.
+// out[r] = (weights[r] x values) * inverse[r].
 template <int R, int W>
-INLINE void mix_tile(const float* weights, int padded, const float* value, int stride, int keys, const float* inverse, float* out,
-                     int out_stride) {
-    __m512 sums[R][W];
+INLINE void mix_tile(const int16_t* weights, int padded, const int16_t* values, const float* scales, int keys, const float* inverse,
+                     float* out, int out_stride) {
+    for (int first = 0; first < keys; first += kChunk) {
+        const int last = keys < first + kChunk ? keys : first + kChunk;
+        __m512i sums[R][W];
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 12
-        for (int w = 0; w < W; ++w) sums[r][w] = _mm512_setzero_ps();
-    for (int j = 0; j < keys; ++j) {
-        __m512 v[W];
+            for (int w = 0; w < W; ++w) sums[r][w] = _mm512_setzero_si512();
+#pragma GCC unroll 1
+        for (int j = first; j < last; j += 2) {
+            __m512i v[W];
 #pragma GCC unroll 12
-        for (int w = 0; w < W; ++w) v[w] = _mm512_loadu_ps(value + static_cast<size_t>(j) * stride + 16 * w);
+            for (int w = 0; w < W; ++w) v[w] = _mm512_load_si512(values + 16 * W * j + 32 * w);
 #pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) {
-            const __m512 p = _mm512_set1_ps(weights[static_cast<size_t>(r) * padded + j]);
+            for (int r = 0; r < R; ++r) {
+                const __m512i p = broadcast_pair(weights + static_cast<size_t>(r) * padded + j);
 #pragma GCC unroll 12
-            for (int w = 0; w < W; ++w) sums[r][w] = _mm512_fmadd_ps(p, v[w], sums[r][w]);
+                for (int w = 0; w < W; ++w) add_products(sums[r][w], p, v[w]);
+            }
         }
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 12
+            for (int w = 0; w < W; ++w) {
+                const __m512 scale = _mm512_mul_ps(_mm512_load_ps(scales + 16 * w), _mm512_set1_ps(inverse[r]));
+                float* to = out + static_cast<size_t>(r) * out_stride + 16 * w;
+                const __m512 before = first ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
+                _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][w]), scale, before));
+            }
     }
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 12
-        for (int w = 0; w < W; ++w)
-            _mm512_storeu_ps(out + static_cast<size_t>(r) * out_stride + 16 * w, _mm512_mul_ps(sums[r][w], _mm512_set1_ps(inverse[r])));
 }
 
 template <int W>
@@ -330,46 +419,48 @@ void attend_wide(const float* query, const float* key, const float* value, int s
     constexpr int kHead = 16 * W;
     constexpr int kQueries = 12;
     const int padded = (keys + 15) / 16 * 16;
-    float* transposed = scratch;  // [head width, padded]
-    float* scores = scratch + static_cast<size_t>(padded) * kHead;
-    for (int j = 0; j < padded; j += 16)
-        for (int d = 0; d < kHead; d += 16) {
-            __m512 block[16];
-            for (int i = 0; i < 16; ++i)
-                block[i] = j + i < keys ? _mm512_loadu_ps(key + static_cast<size_t>(j + i) * stride + d) : _mm512_setzero_ps();
-            transpose_16x16(block);
-            for (int i = 0; i < 16; ++i) _mm512_store_ps(transposed + static_cast<size_t>(d + i) * padded + j, block[i]);
-        }
+    auto* key_codes = reinterpret_cast<int16_t*>(scratch);
+    int16_t* value_codes = key_codes + static_cast<size_t>(padded) * kHead;
+    int16_t* weights = value_codes + static_cast<size_t>(padded) * kHead;
+    auto* scores = reinterpret_cast<int32_t*>(weights + kQueries * padded);
+    alignas(64) int16_t query_codes[kQueries * kHead];
+    alignas(64) float value_scales[kHead];
+    const float query_scale = scale_of<W>(query, stride, queries, kCode), key_scale = pack_keys<W>(key, stride, keys, key_codes);
+    const __m512 query_inverse = _mm512_set1_ps(1 / query_scale);
+    pack_values<W>(value, stride, keys, value_codes, value_scales);
     for (int i = 0; i < queries; i += kQueries) {
         const int rows = queries - i < kQueries ? queries - i : kQueries;
-        const float* q = query + static_cast<size_t>(i) * stride;
+        float inverse[kQueries];
+        for (int r = 0; r < rows; ++r)
+            pack_row<W>(query + static_cast<size_t>(i + r) * stride, query_inverse, query_codes + kHead * r);
         for (int r = 0; r < rows; r += 6) {
-            const float* at = q + static_cast<size_t>(r) * stride;
-            float* to = scores + static_cast<size_t>(r) * padded;
+            const int16_t* at = query_codes + kHead * r;
+            int32_t* to = scores + static_cast<size_t>(r) * padded;
             switch (rows - r) {
-                case 1: score_rows<1>(at, stride, transposed, padded, kHead, to); break;
-                case 2: score_rows<2>(at, stride, transposed, padded, kHead, to); break;
-                case 3: score_rows<3>(at, stride, transposed, padded, kHead, to); break;
-                case 4: score_rows<4>(at, stride, transposed, padded, kHead, to); break;
-                case 5: score_rows<5>(at, stride, transposed, padded, kHead, to); break;
-                default: score_rows<6>(at, stride, transposed, padded, kHead, to);
+                case 1: score_rows<1, W>(at, key_codes, padded, to); break;
+                case 2: score_rows<2, W>(at, key_codes, padded, to); break;
+                case 3: score_rows<3, W>(at, key_codes, padded, to); break;
+                case 4: score_rows<4, W>(at, key_codes, padded, to); break;
+                case 5: score_rows<5, W>(at, key_codes, padded, to); break;
+                default: score_rows<6, W>(at, key_codes, padded, to);
             }
         }
-        float inverse[kQueries];
-        for (int r = 0; r < rows; ++r) inverse[r] = soften(scores + static_cast<size_t>(r) * padded, keys, factor);
+        for (int r = 0; r < rows; ++r)
+            inverse[r] = soften(scores + static_cast<size_t>(r) * padded, keys, factor * query_scale * key_scale * 1.44269504f,
+                                weights + static_cast<size_t>(r) * padded);
         constexpr int kStep = 24 / W;  // rows of a tile
         for (int r = 0; r < rows;) {
-            const float* p = scores + static_cast<size_t>(r) * padded;
+            const int16_t* p = weights + static_cast<size_t>(r) * padded;
             float* to = out + static_cast<size_t>(i + r) * out_stride;
             const int left = rows - r;
             if (left >= kStep) {
-                mix_tile<kStep, W>(p, padded, value, stride, keys, inverse + r, to, out_stride);
+                mix_tile<kStep, W>(p, padded, value_codes, value_scales, keys, inverse + r, to, out_stride);
                 r += kStep;
             } else if (left >= 4) {
-                mix_tile<4, W>(p, padded, value, stride, keys, inverse + r, to, out_stride);
+                mix_tile<4, W>(p, padded, value_codes, value_scales, keys, inverse + r, to, out_stride);
                 r += 4;
             } else {
-                mix_tile<1, W>(p, padded, value, stride, keys, inverse + r, to, out_stride);
+                mix_tile<1, W>(p, padded, value_codes, value_scales, keys, inverse + r, to, out_stride);
                 r += 1;
             }
         }
