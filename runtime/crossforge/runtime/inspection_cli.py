@@ -81,7 +81,7 @@ def verify(
             }
         )
     else:
-        for problem in verification.problems:
+        for problem in dict.fromkeys(verification.problems):  # variants may share one
             out.print(f"[red]✗[/] {escape(problem)}")
         out.print("The bundle is what it was." if verification.passed else "[bold red]The bundle is not what it was.[/]")
     if not verification.passed:

@@ -43,7 +43,7 @@ class Verification:
         """All that is wrong."""
         verdicts = (*self.variants, *((self.deployed,) if self.deployed else ()))
         found = (*self.damaged_files, self.template_problem, *(verdict.problem for verdict in verdicts))
-        return tuple(dict.fromkeys(problem for problem in found if problem is not None))
+        return tuple(problem for problem in found if problem is not None)
 
     @property
     def passed(self) -> bool:

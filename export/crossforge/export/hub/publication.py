@@ -73,7 +73,10 @@ def prepared(
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         verification = verify_bundle(folder, progress=progress)
         if not verification.passed:
-            problems = [problem.replace(str(folder), str(bundle.path)).rstrip(".") for problem in verification.problems]
+            problems = [
+                problem.replace(str(folder), str(bundle.path)).rstrip(".")
+                for problem in dict.fromkeys(verification.problems)
+            ]
             raise IntegrityError(
                 f"{bundle.path} is not pushed: {'; '.join(problems)}",
                 fix="Mend it, or leave variants out with --variants; `crossforge verify` checks all of them.",
