@@ -202,6 +202,7 @@ def test_a_dense_layer_is_not_read_from_a_pickle(tmp_path: Path) -> None:
         SourceOptions(query_max_length=8),
         SourceOptions(activation=Activation.SIGMOID),
         SourceOptions(ranking_label=0),
+        SourceOptions(symmetric=True),
     ],
 )
 def test_options_of_pairs_are_refused(options: SourceOptions, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 from crossforge.export.cli import app
 from crossforge.export.evaluation import evaluate_bundle
 from crossforge.export.gates import Gate
+from crossforge.export.hub.programs import Runner, make_programs
+from crossforge.export.hub.push import push_bundle
 from crossforge.export.options import VariantOptions
 from crossforge.export.pairs import berlin
 from crossforge.export.quantize import quantize_bundle
@@ -24,6 +26,7 @@ from crossforge.runtime import Bundle, Embedder
 from crossforge.runtime.verification import verify_bundle
 from support.bi_encoders import MAX_LENGTH, TEXTS, save_bi_encoder
 from support.builders import write_manifest
+from support.fake_hub import FakeHub
 
 PUBLISHED: dict[str, list[Any]] = {
     "sentences": ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."],
@@ -179,3 +182,28 @@ def test_the_embedded_bi_encoder_gives_the_published_similarities(demo_embedder_
     with Embedder.load(demo_embedder_bundle) as embedder:
         vectors = embedder.encode(PUBLISHED["sentences"])
         np.testing.assert_allclose(embedder.similarity(vectors, vectors), PUBLISHED["similarities"], atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::crossforge.profiles.TruncationWarning")
+def test_a_pushed_bundle_embeds_as_it_did_and_so_do_the_programs_of_its_card(hub: FakeHub, bundle: Path) -> None:
+    push = push_bundle(bundle, "org/embedder")
+    manifest = Bundle.open("org/embedder").manifest
+    programs = make_programs(manifest, "org/embedder")
+    assert list(programs) == [Runner.CROSSFORGE, Runner.ONNX_RUNTIME]
+    assert all(program in push.card for program in programs.values())
+    assert hub.repositories["org/embedder"].files()["README.md"].decode() == push.card
+    with Embedder.load(bundle, precision="int8") as here:
+        assert_the_program_embeds_as(here, programs[Runner.CROSSFORGE])
+        for similarity in Similarity:
+            prompts = {"query": 'Say "how"\n', "document": "é🦀: "}
+            here.embedding = dataclasses.replace(here.embedding, similarity=similarity, prompts=prompts)
+            changed = dataclasses.replace(manifest, embedding=here.embedding)
+            assert_the_program_embeds_as(here, make_programs(changed, "org/embedder")[Runner.ONNX_RUNTIME])
+
+
+def assert_the_program_embeds_as(embedder: Embedder, program: str) -> None:
+    printed: list[np.ndarray] = []
+    scope: dict[str, Any] = {"print": printed.append}
+    exec(program, scope)
+    expected = embedder.similarity(embedder.encode_queries([scope["query"]]), embedder.encode_passages(scope["passages"]))
+    np.testing.assert_allclose(np.ravel(printed[0]), expected[0], atol=1e-4, rtol=1e-5, err_msg=program)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from huggingface_hub import HfApi
 from onnx import numpy_helper
 from sentence_transformers import CrossEncoder as Original
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -42,6 +44,7 @@ from support.causal_models import (
     save_as_cross_encoder,
     save_causal_model,
 )
+from support.fake_hub import FakeHub, publish
 from support.tiny_models import TEXTS, edit_json, save_tiny_model
 
 QUERY = "How many people live in Berlin?"
@@ -247,6 +250,23 @@ def test_a_chat_template_and_a_template_by_name_are_read_alike(
     with Reranker.load(bundle, precision="fp32") as reranker:
         for pair in PAIRS:
             assert _ids(reranker.tokenizer, pair) == _ids(_open_prompt(named), pair)
+
+
+def test_a_hub_id_is_read_as_its_folder_is(
+    hub: FakeHub, written_by_sentence_transformers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(written_by_sentence_transformers, tmp_path / "checkpoint"))
+    edit_json(folder / "config_sentence_transformers.json", activation_fn="torch.nn.modules.linear.Identity")
+    commit = publish(hub, folder, "org/reranker").branches["main"]
+    # transformers chose where to ask and where to keep things when it was imported.
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", os.environ["HF_HUB_CACHE"])
+    monkeypatch.setattr("transformers.utils.hub.list_repo_tree", HfApi().list_repo_tree)
+    there, here = load_source("org/reranker"), load_source(str(folder))
+
+    assert (there.source.id, there.source.revision) == ("org/reranker", commit)
+    assert there.source.weights_sha256 == here.source.weights_sha256
+    assert (there.causal, there.scoring, there.truncation) == (here.causal, here.scoring, here.truncation)
+    assert there.scoring.activation is Activation.IDENTITY
 
 
 def _ids(tokenizer: PairTokenizer, pair: tuple[str, str]) -> list[int]:

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from crossforge.export import variants
-from crossforge.export.exporter import export_bundle
+from crossforge.export.exporter import ExportOptions, export_bundle
 from crossforge.export.gates import GATES, Gate
 from crossforge.export.options import VariantOptions
 from crossforge.export.pairs import calibration_pairs, verification_pairs
@@ -28,7 +28,7 @@ from crossforge.runtime.bundle import Bundle, sha256_of
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.providers import why_not
 from crossforge.runtime.records import QueryRecord
-from support.builders import record_again
+from support.builders import record_again, write_bundle, write_manifest
 from support.tiny_models import UNGATED
 
 OPEN = VariantOptions(gates=UNGATED.gates)
@@ -127,9 +127,61 @@ def test_a_run_that_orders_nothing_is_refused(bundle: Path, tmp_path: Path) -> N
         quantize_bundle(bundle, [Precision.FP16], VariantOptions(verification=write_run(tmp_path / "run.jsonl", [single])))
 
 
-def test_judgements_without_pairs_are_refused() -> None:
+@pytest.mark.parametrize("options", [VariantOptions, ExportOptions])
+def test_judgements_without_pairs_are_refused(options: type[VariantOptions]) -> None:
     with pytest.raises(InputError, match="--verification"):
-        VariantOptions(qrels=Path("qrels.txt"))
+        options(qrels=Path("qrels.txt"))
+
+
+# What no variant could fail
+
+
+def test_pairs_that_the_reference_does_not_tell_apart_prove_no_ranking(bundle: Path, tmp_path: Path) -> None:
+    record = verification_pairs()[0]
+    same = tuple(replace(passage, text="The same text.") for passage in record.passages)
+    run = write_run(tmp_path / "run.jsonl", [replace(record, passages=same)])
+    with pytest.raises(InputError, match=r"fp32 scores all passages of every verification query alike"):
+        quantize_bundle(bundle, [Precision.FP16], VariantOptions(verification=run))
+
+
+@pytest.mark.parametrize("judgement", ["{qid} 0 no-such-passage 1", "{qid} 0 {first} 0"])
+def test_judgements_that_tell_no_passages_apart_are_refused(bundle: Path, tmp_path: Path, judgement: str) -> None:
+    records = verification_pairs()[:2]
+    run, qrels = write_run(tmp_path / "run.jsonl", records), tmp_path / "qrels.txt"
+    qrels.write_text("\n".join(judgement.format(qid=r.qid, first=r.passages[0].id) for r in records))
+    with pytest.raises(InputError, match=r"tells no passages of the verification pairs apart"):
+        quantize_bundle(bundle, [Precision.FP16], VariantOptions(verification=run, qrels=qrels))
+
+
+def test_judgements_for_a_model_that_does_not_rank_are_refused(bundle: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    write_manifest(bundle, replace(manifest, scoring=replace(manifest.scoring, ranking_label=None)))
+    record = verification_pairs()[0]
+    run, qrels = write_run(tmp_path / "run.jsonl", [record]), tmp_path / "qrels.txt"
+    qrels.write_text(f"{record.qid} 0 {record.passages[0].id} 1\n")
+    with pytest.raises(InputError, match=r"no label of this model ranks.*--ranking-label"):
+        quantize_bundle(bundle, [Precision.FP16], VariantOptions(verification=run, qrels=qrels))
+
+
+def test_ten_passages_overlap_whatever_their_order(bundle: Path, tmp_path: Path) -> None:
+    record = verification_pairs()[0]
+    run = write_run(tmp_path / "run.jsonl", [replace(record, passages=record.passages[:10])])
+    gates = {**GATES, Precision.FP16: Gate(min_top10_overlap=1.0)}
+    with pytest.raises(InputError, match="min_top10_overlap holds whatever the order"):
+        quantize_bundle(bundle, [Precision.FP16], VariantOptions(verification=run, gates=gates))
+
+
+def test_a_model_of_which_all_stays_float32_is_no_fp16(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "find_overflows", partial(variants.find_overflows, limit=0.0))  # so that everything does
+    with pytest.raises(InputError, match=r"nothing of this model can be converted to fp16 \(0 nodes in float16"):
+        quantize_bundle(bundle, [Precision.FP16], OPEN)
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_QDQ])
+def test_a_model_without_anything_to_quantize_is_refused(tmp_path: Path, precision: Precision) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    with pytest.raises(InputError, match="nothing of this model can be quantized to int8"):
+        quantize_bundle(bundle, [precision], VariantOptions())
 
 
 # When nothing changes

@@ -37,6 +37,12 @@ def test_the_fewest_most_sensitive_layers_are_left_out(costs: list[float], toler
     assert found.sensitivity == cost
 
 
+def test_a_layer_that_gives_no_number_is_the_most_sensitive() -> None:
+    losses = {"a": 0.1, "b": float("nan"), "c": 0.2}
+    found = find_repair(list(losses), loss=lambda quantized: losses[min(quantized)], passes=lambda kept: "b" in kept)
+    assert found.keep_fp32 == ("b",)
+
+
 @pytest.mark.usefixtures("exact_int8")
 def test_a_failing_variant_is_repaired(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     whole = Bundle.open(tiny_bundle).manifest.variants[Precision.INT8]

@@ -54,6 +54,13 @@ def test_an_unreadable_config_is_refused(checkpoint: Path) -> None:
         load_source(str(checkpoint))
 
 
+@pytest.mark.parametrize("name", ["modules.json", "config_sentence_transformers.json"])
+def test_what_sentence_transformers_wrote_is_read_or_refused(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).write_text("{")
+    with pytest.raises(SourceError, match=rf"cannot read .*{name}"):
+        load_source(str(checkpoint))
+
+
 def test_a_hub_id_without_an_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SourceError, match=r"nobody/no-such-reranker.*hub"):

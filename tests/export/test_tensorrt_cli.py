@@ -144,6 +144,7 @@ def test_a_missing_compiler_names_its_extra(bundle: Path, monkeypatch: pytest.Mo
     [
         (("--target", "sm90"), "unknown target; got sm90; allowed: current, sm75, sm80, sm86, sm89"),
         (("--target", "sm86", "--precision", "int8"), "for ONNX Runtime on the CPU"),
+        (("--target", "sm86", "--precision", "bf16_openvino"), "variant is for OpenVINO"),
         (("--target", "sm86", "--precision", "int8_qdq"), "crossforge quantize BUNDLE --precision int8_qdq"),
         (("--target", "sm86", "--precision", "bf16"), "unknown precision; got 'bf16'"),
         (("--target", "sm86", "--version-compatible"), "no version-compatible engines"),

@@ -176,10 +176,13 @@ class _Handler(BaseHTTPRequestHandler):
         facts = {"private": repository.private, "gated": False, "cardData": repository.card_data, "siblings": siblings}
         self._answer({"_id": "1", "id": name, "modelId": name, "sha": commit, "tags": [], **facts})
 
-    def _tree(self, name: str, revision: str, **_: str) -> None:
+    def _tree(self, name: str, revision: str, folder: str | None = None, **_: str) -> None:
         if (repository := self._repository(name)) is None:
             return
         files = repository.commits[repository.find(revision) or ""].items()
+        if folder and not any(path.startswith(f"{folder}/") for path, _ in files):
+            self._refuse(404, "EntryNotFound")
+            return
         self._answer([{"type": "file", "path": path, "size": len(content), "oid": "0" * 40} for path, content in files])
 
     def _branch(self, name: str, branch: str) -> None:
@@ -314,7 +317,7 @@ _ROUTES = (
     (r"POST /api/validate-yaml", "_validate"),
     (rf"GET /api/models/{_NAME}", "_info"),
     (rf"GET /api/models/{_NAME}/revision/(.+)", "_info"),
-    (rf"GET /api/models/{_NAME}/tree/([^/]+)(?:/.*)?", "_tree"),
+    (rf"GET /api/models/{_NAME}/tree/([^/]+)(?:/(.*))?", "_tree"),
     (rf"POST /api/models/{_NAME}/branch/(.+)", "_branch"),
     (rf"POST /api/models/{_NAME}/preupload/(.+)", "_preupload"),
     (rf"POST /api/models/{_NAME}/commit/(.+)", "_commit"),

@@ -5,7 +5,6 @@ Read from the folder's JSON files and safetensors alone; sentence-transformers n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossforge.export.json_files import read_json, read_object_if_there
 from crossforge.profiles import Embedding, Pooling, Similarity, SourceError
 
 _TRANSFORMER_CONFIGS = (
@@ -93,7 +93,7 @@ def read_bi_encoder(folder: Path, *, name: str, allow_pickle: bool = False) -> B
     Raises:
         SourceError: A module of it cannot be computed in the graph, or a file cannot be read.
     """
-    modules = [(_kind(module, name), folder / str(module.get("path", ""))) for module in _read(folder / "modules.json")]
+    modules = [(_kind(module, name), folder / str(module.get("path", ""))) for module in read_json(folder / "modules.json")]
     kinds = [kind for kind, _ in modules]
     after = kinds[2:]
     in_order = sorted(after, key=_AFTER_POOLING.index) == after if set(after) <= set(_AFTER_POOLING) else False
@@ -105,7 +105,7 @@ def read_bi_encoder(folder: Path, *, name: str, allow_pickle: bool = False) -> B
         )
     transformer = modules[0][1]
     settings: Mapping[str, Any] = next(
-        (_read(path) for path in (transformer / file for file in _TRANSFORMER_CONFIGS) if path.is_file()), {}
+        (read_json(path) for path in (transformer / file for file in _TRANSFORMER_CONFIGS) if path.is_file()), {}
     )
     pooling, width = _read_pooling(modules[1][1], name)
     dense = tuple(_read_dense(path, name, allow_pickle) for kind, path in modules if kind == "Dense")
@@ -114,7 +114,7 @@ def read_bi_encoder(folder: Path, *, name: str, allow_pickle: bool = False) -> B
         if layer.weight.shape[1] != dimension:
             raise SourceError(f"a dense layer of {name} takes another width", got=layer.weight.shape[1], allowed=dimension)
         dimension = len(layer.weight)
-    facts = _read(folder / "config_sentence_transformers.json", {})
+    facts = read_object_if_there(folder / "config_sentence_transformers.json")
     length = settings.get("max_seq_length")
     return BiEncoder(
         transformer=transformer,
@@ -143,7 +143,7 @@ def _kind(module: Mapping[str, Any], name: str) -> str:
 
 def _read_pooling(folder: Path, name: str) -> tuple[tuple[Pooling, ...], int]:
     """The modes, and the width of a token's vector."""
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("include_prompt", True) is not True:
         raise SourceError(
             f"{name} leaves the tokens of a prompt out of its pooling, which the graph cannot know of",
@@ -166,7 +166,7 @@ def _read_pooling(folder: Path, name: str) -> tuple[tuple[Pooling, ...], int]:
 
 
 def _read_dense(folder: Path, name: str, allow_pickle: bool) -> DenseLayer:
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
             raise SourceError(
@@ -215,12 +215,3 @@ def _read_similarity(facts: Mapping[str, Any], name: str) -> Similarity:
         return Similarity(named)
     except ValueError:
         raise SourceError(f"{name} compares in an unknown way", got=named, allowed=", ".join(Similarity)) from None
-
-
-def _read(path: Path, default: Any = None) -> Any:
-    if default is not None and not path.is_file():
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"cannot read {path} ({error})") from error

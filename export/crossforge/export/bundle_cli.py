@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from crossforge.export.gates import parse_gates
-from crossforge.export.options import Int8Recipe, RangeMethod
+from crossforge.export.options import CausalOptions, Int8Recipe, RangeMethod, SourceOptions, VariantOptions
 from crossforge.export.requirements import require_extras
 from crossforge.profiles import Activation, InputError, Manifest, Precision
 from crossforge.runtime.cli_options import (
@@ -103,9 +103,7 @@ def export(
 ) -> None:
     """Export a cross-encoder or a bi-encoder to ONNX, quantize it, and prove that its ranking survived."""
     require_extras("export", "evaluate", "cpu", purpose="Exporting")
-    from crossforge.export.causal import CausalOptions
     from crossforge.export.exporter import ExportOptions, export_bundle
-    from crossforge.export.source import SourceOptions
 
     options = ExportOptions(
         precisions=parse_precisions(precision),
@@ -163,7 +161,6 @@ def quantize(
 ) -> None:
     """Add variants to a bundle, made of its fp32 graph and held to the same gate. Needs no checkpoint."""
     require_extras("quantize", "evaluate", "cpu", purpose="Quantizing")
-    from crossforge.export.options import VariantOptions
     from crossforge.export.quantize import quantize_bundle
 
     options = VariantOptions(

@@ -6,13 +6,14 @@ Nothing here is guessed. Either sentence-transformers wrote down how its ``Cross
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossforge.export.json_files import read_json_if_there, read_object_if_there
+from crossforge.export.options import CausalOptions
 from crossforge.profiles import Prompt, SourceError, Truncation, TruncationSide
 from crossforge.runtime.prompts import PromptTokenizer
 from crossforge.runtime.templates import derive_prompt_template
@@ -29,9 +30,6 @@ QWEN3 = Prompt(
 )
 """The text that Qwen3-Reranker was trained on, from its model card."""
 PROMPTS: Mapping[str, Prompt] = {"qwen3": QWEN3}
-DEFAULT_MAX_LENGTH = 8192
-"""Tokens of a pair where nothing else is said, as on Qwen3-Reranker's card. Its positions reach further, memory does not."""
-DEFAULT_QUERY_MAX_LENGTH = 512
 MODEL_TYPES = ("qwen3", "qwen2", "llama", "gemma")
 """Decoders that are known to be traced rightly; each is in the tests."""
 _MODULE = "LogitScore"
@@ -48,22 +46,6 @@ _PROBES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalOptions:
-    """What may be said about a causal reranker."""
-
-    template: str | None = None
-    """``qwen3`` or a TOML file with ``prefix``, ``body``, ``suffix`` and ``instruction``."""
-    yes_token: str | None = None
-    no_token: str | None = None
-    instruction: str | None = None
-    """Instead of the template's."""
-
-    def given(self) -> list[str]:
-        """The options that were given, as the command line calls them."""
-        return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
-
-
-@dataclass(frozen=True, kw_only=True)
 class CausalSource:
     """How a language model scores a pair."""
 
@@ -75,23 +57,23 @@ class CausalSource:
     label: str
 
 
-def read_causal(source: str, location: str, tokenizer: PreTrainedTokenizerFast, options: CausalOptions) -> CausalSource:
+def read_causal(source: str, facts: Path | None, tokenizer: PreTrainedTokenizerFast, options: CausalOptions) -> CausalSource:
     """Find out how a language model scores a pair.
 
     Args:
         source: What an error calls it.
-        location: Its folder.
+        facts: The folder with what sentence-transformers wrote beside it, if there is one.
         tokenizer: Its tokenizer.
         options: What was said about it; wins over what the folder says.
 
     Raises:
         SourceError: It does not say, or in a way that crossforge does not know.
     """
-    module = _find_logit_score(location)
+    module = None if facts is None else _find_logit_score(source, facts)
     if options.template is not None:
         prompt = _read_prompt(options.template)
-    elif module is not None:
-        prompt = _read_chat_template(source, location, tokenizer)
+    elif facts is not None and module is not None:
+        prompt = _read_chat_template(source, facts, tokenizer)
     else:
         raise SourceError(
             f"{source} is a language model and does not say how it scores a pair",
@@ -118,54 +100,16 @@ def read_causal(source: str, location: str, tokenizer: PreTrainedTokenizerFast, 
     )
 
 
-def _find_logit_score(location: str) -> dict[str, Any] | None:
+def _find_logit_score(source: str, facts: Path) -> dict[str, Any] | None:
     """The settings of the module by which sentence-transformers scores with a language model, if there is one."""
-    modules = _read_json(Path(location) / "modules.json")
+    modules = read_json_if_there(facts / "modules.json")
     for module in modules if isinstance(modules, list) else ():
         if str(module.get("type", "")).rpartition(".")[2] == _MODULE:
-            settings = _read_json(Path(location) / str(module.get("path", "")) / "config.json")
+            settings = read_json_if_there(facts / str(module.get("path", "")) / "config.json")
             if not isinstance(settings, dict) or type(settings.get("true_token_id")) is not int:
-                raise SourceError(f"{location} names a {_MODULE} module without a true_token_id", got=settings)
+                raise SourceError(f"{source} names a {_MODULE} module without a true_token_id", got=settings)
             return settings
     return None
-
-
-def read_prompt_truncation(
-    source: str,
-    prompt: Prompt,
-    tokenizer: PreTrainedTokenizerFast,
-    limit: int | None,
-    *,
-    max_length: int | None,
-    query_max_length: int | None,
-) -> Truncation:
-    """The contract of pairs within a prompt.
-
-    Args:
-        source: What an error calls the checkpoint.
-        prompt: The text around a pair.
-        tokenizer: The checkpoint's.
-        limit: Tokens that the model reads; None if it does not say.
-        max_length: Tokens of a pair, all of the prompt included; None takes the limit, and 8192 at most.
-        query_max_length: Tokens that a query keeps; None takes 512, or half of what is there.
-
-    Raises:
-        SourceError: They leave no room for a passage, or the tokenizer cuts on the left.
-    """
-    if str(getattr(tokenizer, "truncation_side", "right")) != TruncationSide.RIGHT:
-        raise SourceError(f"{source} cuts texts on the left", allowed="a tokenizer that cuts on the right")
-    backend = tokenizer.backend_tokenizer
-    texts = (prompt.prefix, prompt.before_query(), prompt.before_passage(), prompt.suffix)
-    taken = sum(len(backend.encode(text, add_special_tokens=False).ids) for text in texts)
-    longest = limit or max_length or DEFAULT_MAX_LENGTH
-    length = min(longest, DEFAULT_MAX_LENGTH) if max_length is None else max_length
-    if not taken + 2 <= length <= longest:
-        raise SourceError(f"max_length does not suit {source}", got=length, allowed=f"{taken + 2} to {longest}")
-    room = length - taken - 1
-    query = min(DEFAULT_QUERY_MAX_LENGTH, max(1, room // 2)) if query_max_length is None else query_max_length
-    if not 0 < query <= room:
-        raise SourceError("query_max_length leaves no room for a passage", got=query, allowed=f"1 to {room}")
-    return Truncation(max_length=length, query_max_length=query, side=TruncationSide.RIGHT)
 
 
 def check_decoder(source: str, config: PretrainedConfig) -> None:
@@ -220,15 +164,12 @@ def _find_token(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
     return int(vocabulary[token])
 
 
-def _read_chat_template(source: str, location: str, tokenizer: PreTrainedTokenizerFast) -> Prompt:
+def _read_chat_template(source: str, facts: Path, tokenizer: PreTrainedTokenizerFast) -> Prompt:
     """The prompt that a chat template makes of a pair, read off its rendering and checked against its tokens."""
-    folder = Path(location)
-    settings = _read_json(folder / "sentence_bert_config.json")
-    settings = settings if isinstance(settings, dict) else {}
+    settings = read_object_if_there(facts / "sentence_bert_config.json")
     arguments = (settings.get("processing_kwargs") or {}).get("chat_template") or {}
     arguments = {name: value for name, value in arguments.items() if name not in _SIZE_ARGUMENTS}
-    own = _read_json(folder / "config_sentence_transformers.json")
-    own = own if isinstance(own, dict) else {}
+    own = read_object_if_there(facts / "config_sentence_transformers.json")
     name = own.get("default_prompt_name")
     default = (own.get("prompts") or {}).get(name) if name else None
 
@@ -304,10 +245,3 @@ def _cut_rendering(source: str, marked: str, plain: str, default: str | None, to
 
 _MARKS = ("instruction7f3a", "query7f3a", "passage7f3a")
 _NAME_IT = f"Name the text with --template {'|'.join(PROMPTS)}|FILE."
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

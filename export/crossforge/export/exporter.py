@@ -13,13 +13,13 @@ from tokenizers import Tokenizer
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
 from crossforge.export.decoder import export_decoder
 from crossforge.export.onnx import export_onnx, export_transformer, opset_of
-from crossforge.export.options import VariantOptions
+from crossforge.export.options import SourceOptions, VariantOptions
 from crossforge.export.pairs import flatten, verification_pairs
 from crossforge.export.passes import keep_first_row
 from crossforge.export.pooling import append_pooling
 from crossforge.export.reference import reference_logits
 from crossforge.export.reports import write_reports
-from crossforge.export.source import LoadedSource, SourceOptions, load_source
+from crossforge.export.source import LoadedSource, load_source
 from crossforge.export.variants import VariantMaker
 from crossforge.profiles import (
     MANIFEST_NAME,
@@ -54,6 +54,7 @@ class ExportOptions(VariantOptions):
     source: SourceOptions = field(default_factory=SourceOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.precisions:
             raise InputError("no precision was asked for", allowed=", ".join(Precision))
 
@@ -77,7 +78,8 @@ def export_bundle(
 
     Raises:
         SourceError: The source is no model that can be exported.
-        InputError: ``target`` holds something else.
+        InputError: ``target`` holds something else; a variant would be float32 by another name; the verification pairs or
+            judgements cannot be used, or could show no loss.
         GateError: A variant ranks differently from its reference; nothing is written.
         MachineError: A package is missing.
     """

@@ -1,4 +1,7 @@
-"""How variants are made and judged. Light: the command line reads it before anything heavy is loaded."""
+"""How a source is read, and how variants are made and judged.
+
+Light: the command line reads it before anything heavy is loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from crossforge.export.gates import GATES, Gate
-from crossforge.profiles import InputError, Precision
+from crossforge.profiles import Activation, InputError, Precision
 
 EXTERNAL_DATA_THRESHOLD_BYTES = 2**31 - 2**20
 """Protobuf cannot hold a message of 2 GB; above this, weights go into a file of their own."""
@@ -32,6 +35,51 @@ class RangeMethod(StrEnum):
     """All but a fixed share of the values, as much on each side."""
     ENTROPY = "entropy"
     """As much as keeps most information in 128 levels a side; TensorRT's scheme."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalOptions:
+    """What may be said about a causal reranker."""
+
+    template: str | None = None
+    """``qwen3`` or a TOML file with ``prefix``, ``body``, ``suffix`` and ``instruction``."""
+    yes_token: str | None = None
+    no_token: str | None = None
+    instruction: str | None = None
+    """Instead of the template's."""
+
+    def given(self) -> list[str]:
+        """The options that were given, as the command line calls them."""
+        return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What may be said about a source that it does not say itself, and what it may do."""
+
+    revision: str | None = None
+    max_length: int | None = None
+    """Tokens of a pair, special tokens included; None takes the model's own limit."""
+    query_max_length: int | None = None
+    """Tokens that a query keeps; None takes 64, or less where a pair is short."""
+    symmetric: bool = False
+    """Neither text is a query: of a pair that is too long the longer text gives way."""
+    activation: Activation | None = None
+    ranking_label: int | None = None
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint."""
+    causal: CausalOptions = field(default_factory=CausalOptions)
+    """How a language model scores a pair, where its folder does not say."""
+    allow_pickle: bool = False
+    """Read weights from pickle files, which can run code when they are read."""
+
+    def __post_init__(self) -> None:
+        if self.symmetric and self.query_max_length is not None:
+            raise InputError(
+                "two texts of equal standing have no query",
+                got=f"symmetric and query_max_length {self.query_max_length}",
+                allowed="one of the two",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,8 @@ def quantize_bundle(
         The manifest of the result.
 
     Raises:
-        InputError: No precision is named, or float32 is; the bundle has no float32 variant, or one that failed its gate.
+        InputError: No precision is named, or float32 is; the bundle has no float32 variant, or one that failed its gate;
+            or as :func:`~crossforge.export.exporter.export_bundle` says.
         BundleError: The bundle is damaged.
         GateError: A variant ranks differently from the float32 graph.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 from crossforge.runtime.progress import Stage
 
@@ -40,7 +41,8 @@ def find_repair(products: Sequence[str], loss: Loss, passes: Verdict, *, stage: 
     for done, weight in enumerate(products, start=1):
         sensitivity[weight] = loss(frozenset({weight}))
         stage.advance(done, len(products))
-    order: Sequence[str] = sorted(sensitivity, key=lambda weight: -sensitivity[weight])
+    # What is no number is worse than any: sorting by it as it is would leave the order to chance.
+    order: Sequence[str] = sorted(sensitivity, key=lambda weight: (not isnan(sensitivity[weight]), -sensitivity[weight]))
     low, high = 1, len(order)
     while low < high:
         middle = (low + high) // 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +10,19 @@ from onnx import ModelProto
 
 from crossforge.export.calibration import read_calibration
 from crossforge.export.dynamic_quantization import DynamicRecipe, prepare_int8
-from crossforge.export.gates import GATES, Gate
+from crossforge.export.judge import Measured, VariantJudge
 from crossforge.export.native import check_architecture, make_encoder
 from crossforge.export.onnx import opset_of, save_onnx, weight_bytes
 from crossforge.export.openvino import check_openvino, compress_weights, describe_bf16, quantize_static
 from crossforge.export.options import Int8Recipe, VariantOptions
-from crossforge.export.pairs import read_verification
-from crossforge.export.parity import compare_logits, compare_queries, describe_moved, describe_parity
 from crossforge.export.passes import fuse_for_cpu, fuse_for_cuda
 from crossforge.export.passes.fp16 import convert_fp16
 from crossforge.export.passes.fp16_overflow import find_overflows
 from crossforge.export.passes.int8_static import ActivationType
 from crossforge.export.passes.rounding import LEVELS, REDUCED_LEVELS
-from crossforge.export.quality import read_qrels
 from crossforge.export.recipe import Recipe, Settings
 from crossforge.export.repair import find_repair
-from crossforge.export.reports import VariantReport, to_json
+from crossforge.export.reports import VariantReport
 from crossforge.export.runner import make_runner
 from crossforge.export.static_quantization import prepare_int8_static
 from crossforge.profiles import (
@@ -36,40 +31,22 @@ from crossforge.profiles import (
     ExecutionProvider,
     GateError,
     InputError,
-    NonFiniteLogitsError,
-    ParityReport,
     Precision,
     ProviderUnavailableError,
     Scoring,
     Variant,
 )
-from crossforge.profiles.precision import BF16_INSTRUCTION_SETS, EXACT_INT8_INSTRUCTION_SETS
+from crossforge.profiles.precision import EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.machine import inspect_machine
-from crossforge.runtime.progress import Progress, Stage
+from crossforge.runtime.progress import Progress
 from crossforge.runtime.providers import why_not
+from crossforge.runtime.records import QueryRecord
 from crossforge.runtime.sessions.native.encoder_file import write_encoder
 from crossforge.runtime.tokenization import PairTokenizer
 
-_FP32_TOLERANCE = 1e-3
-_QUANTIZED_TOLERANCE_FACTOR = 2.0
-_SMALLEST_QUANTIZED_TOLERANCE = 0.05
-_SMALLEST_EMBEDDED_TOLERANCE = 0.01
-"""Cosines lie closer together than logits do."""
 _SENSITIVITY_QUERIES = 4
 """Calibration queries that a layer's sensitivity is measured on; the search runs once a layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """A variant's file, and how it did."""
-
-    precision: Precision
-    path: Path
-    files: tuple[Path, ...]
-    opset: int
-    logits: Floats
-    report: VariantReport
 
 
 class VariantMaker:
@@ -100,11 +77,8 @@ class VariantMaker:
         embedding: Embedding | None = None,
     ) -> None:
         self._folder = folder
-        self._scoring = scoring
         self._options = options
         self._progress = progress
-        if options.report is not None and (options.report.is_dir() or not options.report.parent.is_dir()):
-            raise InputError(f"cannot write the report {options.report}", allowed="a file in a folder that is there")
         self._embedding = embedding
         self._runner = make_runner(
             tokenizer,
@@ -114,14 +88,28 @@ class VariantMaker:
             external_data_threshold_bytes=options.external_data_threshold_bytes,
         )
         self._calibration = read_calibration(options.calibration)
-        self.records = read_verification(options.verification, calibration=self._calibration)
-        self._judgements = None if options.qrels is None else read_qrels(options.qrels)
-        self.variants: dict[Precision, Variant] = {}
-        self.reports: dict[Precision, VariantReport] = {}
         self._machine = inspect_machine()
         exact = bool(set(EXACT_INT8_INSTRUCTION_SETS) & set(self._machine.instruction_sets))
-        self._dynamic: tuple[ModelProto, bool, DynamicRecipe] | None = None
         self._reduce_range = not exact if options.reduce_range is None else options.reduce_range
+        self._judge = VariantJudge(
+            folder, self._runner, scoring, options, calibration=self._calibration, reduce_range=self._reduce_range
+        )
+        self._dynamic: tuple[ModelProto, bool, DynamicRecipe] | None = None
+
+    @property
+    def records(self) -> list[QueryRecord]:
+        """The verification queries with their passages."""
+        return self._judge.records
+
+    @property
+    def variants(self) -> dict[Precision, Variant]:
+        """Those that were accepted, in the order of their making."""
+        return self._judge.variants
+
+    @property
+    def reports(self) -> dict[Precision, VariantReport]:
+        """What each verdict rests on."""
+        return self._judge.reports
 
     def score(self, model: ModelProto) -> Floats:
         """A model's logits on the verification pairs, float32 [pairs, labels]."""
@@ -137,7 +125,7 @@ class VariantMaker:
             GateError: It does not reproduce them.
         """
         measured = self._measure(Precision.FP32, graph, reference, against="pytorch")
-        self._accept(measured, {})
+        self._judge.accept(measured, {})
         return measured.logits
 
     def add(self, precision: Precision, graph: ModelProto, reference: Floats) -> None:
@@ -165,9 +153,14 @@ class VariantMaker:
         with self._progress.stage("convert to fp16") as stage:
             overflows = find_overflows(graph, self._runner.batches(graph, self._calibration))
             converted = convert_fp16(graph, keep_fp32_nodes=overflows)
+            if not converted.changed:
+                raise InputError(
+                    f"nothing of this model can be converted to {Precision.FP16} ({'; '.join(converted.notes)})",
+                    fix="Leave it out of --precision: it would be float32 by another name.",
+                )
             stage.note = "; ".join(converted.notes)
         settings = {"method": "fp16", "nodes_kept_fp32_for_range": ", ".join(overflows)}
-        self._accept(self._measure(Precision.FP16, converted.model, reference), settings)
+        self._judge.accept(self._measure(Precision.FP16, converted.model, reference), settings)
 
     def _add_fp16_cuda(self, graph: ModelProto, reference: Floats) -> None:
         """Fused for CUDA, then float16. Judged on CUDA where it runs, else on the CPU; the manifest says which.
@@ -194,12 +187,18 @@ class VariantMaker:
             provider = ExecutionProvider.CPU if why_not(ExecutionProvider.CUDA, self._machine) else ExecutionProvider.CUDA
             stage.note = "; ".join((*fused.notes, *converted.notes, f"judged on {provider}"))
         settings = {"method": "fp16 of a graph fused for CUDA", "fusion": "; ".join(fused.notes), "judged_on": str(provider)}
-        self._accept(self._measure(precision, converted.model, reference, provider=provider), settings)
+        self._judge.accept(self._measure(precision, converted.model, reference, provider=provider), settings)
 
     def _add_int8(self, precision: Precision, graph: ModelProto, reference: Floats) -> None:
         """Quantize, and leave in float32 what has to stay there to pass the gate."""
         with self._progress.stage(f"quantize to {precision}") as stage:
             recipe = self._prepare(precision, graph)
+            if not recipe.products:
+                raise InputError(
+                    f"nothing of this model can be quantized to {precision}",
+                    got="no linear layer over tokens with a constant weight",
+                    fix="Leave it out of --precision: it would be float32 by another name.",
+                )
             quantized = recipe.apply()
             stage.note = "; ".join(quantized.notes)
         model = _finish(precision, quantized.model)
@@ -209,7 +208,7 @@ class VariantMaker:
             model, cost = self._repair(precision, recipe, graph, reference, unrepaired=model)
             settings = {**settings, **cost}
             measured = self._measure(precision, model, reference, what=f"repaired {precision}")
-        self._accept(measured, settings)
+        self._judge.accept(measured, settings)
 
     def _add_native(self, graph: ModelProto, reference: Floats) -> None:
         """Write int8's weights for the native engine, which has to be there: what is not measured is not shipped."""
@@ -231,17 +230,10 @@ class VariantMaker:
             write_encoder(encoder, path)
             stage.note = f"{encoder.shape.layers} layers of {encoder.shape.hidden} channels, {encoder.shape.heads} heads"
         with self._progress.stage(f"verify {Precision.INT8_NATIVE}") as stage:
-            measured = self._measure_file(
-                Precision.INT8_NATIVE,
-                path,
-                (path,),
-                0,
-                reference,
-                against="fp32",
-                stage=stage,
-                provider=ExecutionProvider.NATIVE,
+            measured = self._judge.measure(
+                Precision.INT8_NATIVE, path, reference, stage, files=[path], provider=ExecutionProvider.NATIVE
             )
-        self._accept(measured, {**recipe.settings, "reduce_range": reduce_range})
+        self._judge.accept(measured, {**recipe.settings, "reduce_range": reduce_range})
 
     def _add_openvino(self, precision: Precision, graph: ModelProto, reference: Floats) -> None:
         """Write a variant for OpenVINO; bfloat16 is the float32 file computed in another way, and judged like any other."""
@@ -257,10 +249,10 @@ class VariantMaker:
                 made = compress_weights(graph, path)
             stage.note = made.note
         with self._progress.stage(f"verify {precision}") as stage:
-            measured = self._measure_file(
-                precision, path, made.files, 0, reference, against="fp32", stage=stage, provider=ExecutionProvider.OPENVINO
+            measured = self._judge.measure(
+                precision, path, reference, stage, files=made.files, provider=ExecutionProvider.OPENVINO
             )
-        self._accept(measured, made.settings)
+        self._judge.accept(measured, made.settings)
 
     def _prepare_dynamic(self, graph: ModelProto, *, reduce_range: bool) -> DynamicRecipe:
         """The recipe of int8, prepared once for all variants of one graph and range."""
@@ -298,7 +290,7 @@ class VariantMaker:
 
             def passes(kept: frozenset[str]) -> bool:
                 logits = self._runner.run(recipe.apply(keep_fp32=kept).model, self.records)
-                return self._compare(precision, logits, reference, against="fp32").passed
+                return self._judge.compare(precision, logits, reference).passed
 
             repair = find_repair(recipe.products, loss, passes, stage=stage)
             model = _finish(precision, recipe.apply(keep_fp32=repair.keep_fp32).model)
@@ -323,91 +315,14 @@ class VariantMaker:
         against: str = "fp32",
         what: str | None = None,
         provider: ExecutionProvider = ExecutionProvider.CPU,
-    ) -> _Measured:
+    ) -> Measured:
         """Write a variant, and measure the very file that was written."""
         path = self._folder / precision.path
         with self._progress.stage(f"verify {what or precision}") as stage:
             files = save_onnx(model, path, external_data_threshold_bytes=self._options.external_data_threshold_bytes)
-            return self._measure_file(
-                precision, path, files, opset_of(model), reference, against=against, stage=stage, provider=provider
+            return self._judge.measure(
+                precision, path, reference, stage, files=files, opset=opset_of(model), against=against, provider=provider
             )
-
-    def _measure_file(
-        self,
-        precision: Precision,
-        path: Path,
-        files: Sequence[Path],
-        opset: int,
-        reference: Floats,
-        *,
-        against: str,
-        stage: Stage,
-        provider: ExecutionProvider,
-    ) -> _Measured:
-        logits = self._runner.run_file(path, self.records, stage, provider=provider, precision=precision)
-        parity = self._compare(precision, logits, reference, against=against)
-        report = VariantReport(
-            parity=parity,
-            gate=self._gate(precision).describe(parity),
-            queries=compare_queries(reference, logits, self.records, ranking_label=self._scoring.ranking_label),
-        )
-        size_bytes = sum(file.stat().st_size for file in files)
-        stage.note = f"{size_bytes / 1e6:.1f} MB; {describe_parity(parity)}"
-        return _Measured(precision=precision, path=path, files=tuple(files), opset=opset, logits=logits, report=report)
-
-    def _compare(self, precision: Precision, logits: Floats, reference: Floats, *, against: str) -> ParityReport:
-        return compare_logits(
-            reference,
-            logits,
-            self.records,
-            ranking_label=self._scoring.ranking_label,
-            name=against,
-            gate=self._gate(precision),
-            judgements=self._judgements,
-        )
-
-    def _accept(self, measured: _Measured, settings: Settings) -> None:
-        """Record a variant, or refuse it."""
-        precision, parity = measured.precision, measured.report.parity
-        self.reports[precision] = measured.report
-        if self._options.report is not None:
-            self._options.report.write_text(to_json(self.reports), encoding="utf-8")
-        if not parity.passed and self._options.enforce_gates:
-            raise GateError(
-                f"the {precision} variant does not rank like {parity.reference}",
-                got=describe_parity(parity) + describe_moved(measured.report.queries),
-                allowed=measured.report.gate,
-                fix="Leave it out with --precision, change the threshold with --gate, or keep it for study with --no-gate. "
-                "Nothing was written.",
-            )
-        if parity.non_finite:
-            raise NonFiniteLogitsError(
-                f"the {precision} variant answers NaN or infinity on the verification pairs", fix="Nothing was written."
-            )
-        largest = _QUANTIZED_TOLERANCE_FACTOR * parity.max_abs_diff
-        smallest = _SMALLEST_QUANTIZED_TOLERANCE if self._embedding is None else _SMALLEST_EMBEDDED_TOLERANCE
-        tolerance = _FP32_TOLERANCE if precision is Precision.FP32 else max(smallest, largest)
-        self.variants[precision] = Variant(
-            path=measured.path.relative_to(self._folder).as_posix(),
-            files=tuple(file.relative_to(self._folder).as_posix() for file in measured.files),
-            opset=measured.opset,
-            quantization=dict(settings),
-            instruction_sets=_needed_instruction_sets(precision, reduced=self._reduce_range),
-            golden_tolerance=tolerance,
-            parity=parity,
-        )
-
-    def _gate(self, precision: Precision) -> Gate:
-        return self._options.gates.get(precision, GATES[precision])
-
-
-def _needed_instruction_sets(precision: Precision, *, reduced: bool) -> tuple[str, ...]:
-    """What a processor needs for a variant to compute there what was measured here."""
-    if precision is Precision.BF16_OPENVINO:
-        return BF16_INSTRUCTION_SETS
-    reducible = (Precision.INT8, Precision.INT8_QDQ, Precision.INT8_OPENVINO)
-    is_exact = precision is Precision.INT8_DYNAMIC_OPENVINO or (precision in reducible and not reduced)
-    return EXACT_INT8_INSTRUCTION_SETS if is_exact else ()
 
 
 def _finish(precision: Precision, model: ModelProto) -> ModelProto:

@@ -9,8 +9,19 @@ import numpy as np
 import pytest
 import yaml
 
-from crossforge.export.hub.card import SourceFacts, base_model, is_generated, make_card, snippets
-from crossforge.profiles import Manifest, ParityQuality, Precision, Source, Trimming
+from crossforge.export.hub.card import SourceFacts, base_model, is_generated, make_card
+from crossforge.export.hub.programs import make_programs
+from crossforge.profiles import (
+    Embedding,
+    Manifest,
+    ParityQuality,
+    Pooling,
+    Precision,
+    Prompt,
+    Similarity,
+    Source,
+    Trimming,
+)
 from crossforge.runtime import Reranker
 from crossforge.runtime.bundle import Bundle
 from support.builders import make_manifest, make_parity, make_variant
@@ -41,6 +52,40 @@ def test_the_front_matter_has_what_the_hub_looks_for() -> None:
         "base_model_relation": "quantized",
         "tags": ["crossforge", "cross-encoder", "reranker", "onnx", "sentence-transformers", "fp32"],
     }
+
+
+def test_a_causal_reranker_is_tagged_by_what_runs_it() -> None:
+    prompt = Prompt(prefix="<s>", body="{instruction}: {query} {passage}", suffix="</s>", instruction="Find it.")
+    card = make_card(manifest_of("Qwen/Qwen3-Reranker-0.6B", prompt=prompt), "org/name", SourceFacts())
+    header = front_matter(card)
+
+    assert (header["pipeline_tag"], header["library_name"]) == ("text-ranking", "crossforge")
+    assert (header["base_model"], header["base_model_relation"]) == ("Qwen/Qwen3-Reranker-0.6B", "quantized")
+    assert header["tags"] == ["crossforge", "cross-encoder", "reranker", "onnx", "fp32"]
+    assert "The causal reranker [Qwen/Qwen3-Reranker-0.6B]" in card
+    assert '- Instruction: `"Find it."`, or what' in card
+
+
+def test_a_bi_encoder_is_told_as_one() -> None:
+    embedding = Embedding(
+        dimension=4,
+        pooling=(Pooling.MEAN, Pooling.CLS),
+        dense=("8 to 4, Tanh",),
+        normalize=True,
+        similarity=Similarity.DOT,
+        prompts={"query": 'find "it": '},
+        default_prompt=None,
+    )
+    card = make_card(manifest_of("org/embedder", embedding=embedding), "org/name", SourceFacts())
+    header = front_matter(card)
+
+    assert (header["pipeline_tag"], header["library_name"]) == ("sentence-similarity", "crossforge")
+    assert header["tags"] == ["crossforge", "bi-encoder", "feature-extraction", "onnx", "fp32"]
+    assert "4 numbers; mean and cls pooling, a dense layer (8 to 4, Tanh), scaled to length 1. Compared by dot" in card
+    assert r'`"find \"it\": "` is put before a query' in card
+    assert "| variant | against | queries | pairs | largest difference |" in card
+    assert "CrossEncoder" not in card
+    assert "predict" not in card
 
 
 @pytest.mark.parametrize("source", ["my-model", "demo"])
@@ -89,7 +134,7 @@ def test_what_gives_way_is_said_and_done(query_max_length: int | None, said: str
     manifest = replace(manifest, truncation=replace(manifest.truncation, query_max_length=query_max_length))
 
     assert said in make_card(manifest, "org/name", SourceFacts())
-    assert f'strategy="{strategy}"' in snippets(manifest, "org/name")["ONNX Runtime"]
+    assert f'strategy="{strategy}"' in make_programs(manifest, "org/name")["ONNX Runtime"]
 
 
 def test_a_generated_card_is_told_from_one_that_was_touched() -> None:
@@ -103,7 +148,7 @@ def test_a_generated_card_is_told_from_one_that_was_touched() -> None:
 
 def test_a_variant_that_onnx_runtime_cannot_run_has_no_snippet_for_it() -> None:
     native = make_variant(Precision.INT8_NATIVE)
-    assert list(snippets(make_manifest(variants={Precision.INT8_NATIVE: native}), "org/name")) == ["crossforge"]
+    assert list(make_programs(make_manifest(variants={Precision.INT8_NATIVE: native}), "org/name")) == ["crossforge"]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +180,7 @@ def test_the_programs_of_the_card_score_as_the_bundle_does(
         repository.branches = {revision: repository.branches["main"]}
     # transformers chose the folder of its cache when it was imported, so a folder stands for the hub there.
     repo = str(tiny_bundle) if name == "sentence-transformers" else "org/name"
-    program = snippets(manifest, repo, revision=revision)[name]
+    program = make_programs(manifest, repo, revision=revision)[name]
     printed: list[Any] = []
     scope: dict[str, Any] = {"print": lambda *values: printed.append(values)}
     exec(compile(program, name, "exec"), scope)

@@ -21,7 +21,6 @@ from crossforge.profiles import (
     Precision,
     Source,
 )
-from crossforge.profiles.embedding import Embedding, Pooling, Similarity
 from crossforge.runtime import Reranker
 from support.builders import (
     make_engine_record,
@@ -100,22 +99,6 @@ def test_the_variants_that_are_named_go_alone(hub: FakeHub, bundle: Path) -> Non
 def test_a_variant_that_the_bundle_has_not_is_refused(hub: FakeHub, bundle: Path) -> None:
     with pytest.raises(InputError, match="no such variant"):
         push_bundle(bundle, REPO, PushOptions(variants=(Precision.FP16,)))
-    assert hub.asked() == []
-
-
-def test_a_bi_encoder_is_not_given_the_card_of_a_cross_encoder(hub: FakeHub, bundle: Path) -> None:
-    embedding = Embedding(
-        dimension=1,
-        pooling=(Pooling.MEAN,),
-        dense=(),
-        normalize=True,
-        similarity=Similarity.COSINE,
-        prompts={},
-        default_prompt=None,
-    )
-    write_manifest(bundle, dataclasses.replace(read_manifest(bundle), embedding=embedding))
-    with pytest.raises(InputError, match="no model card for a bi-encoder"):
-        push_bundle(bundle, REPO)
     assert hub.asked() == []
 
 

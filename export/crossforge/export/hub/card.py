@@ -3,59 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from string import Template
 from typing import Any
 
-from crossforge.profiles import MANIFEST_NAME, Manifest, ParityReport, Precision, Source, Variant
+from crossforge.export.hub.programs import Runner, make_programs
+from crossforge.profiles import MANIFEST_NAME, Embedding, Manifest, ParityReport, Precision, Source, Variant
 
 CARD_NAME = "README.md"
 _MARK = "crossforge push wrote this card; remove this line when you change it. sha256"
 _MARKED = re.compile(rf"<!-- {_MARK} ([0-9a-f]{{64}}) -->\n?\Z")
-_FASTEST_IN_ONNX_RUNTIME = (Precision.INT8, Precision.FP32, Precision.FP16)
+_RAW_LOGITS = "The logits, before any activation. A query that fills the whole pair has to be cut first."
 _ONLY_HERE = {Precision.INT8_NATIVE: "crossforge's native engine"}
-_QUERY = "How many people live in Berlin?"
-_PASSAGES = ("Berlin is known for its museums.", "Berlin has about 3.8 million inhabitants.")
-_TEXTS = f'query = "{_QUERY}"\npassages = ["{_PASSAGES[0]}", "{_PASSAGES[1]}"]'
-
-_CROSSFORGE = Template("""\
-from crossforge.runtime import Reranker
-
-$texts
-with Reranker.load("$repo"$revision) as reranker:
-    for row in reranker.rank(query, passages):
-        print(round(row.score, 2), row.text)
-""")
-_SENTENCE_TRANSFORMERS = Template("""\
-from sentence_transformers import CrossEncoder
-
-$texts
-model = CrossEncoder("$repo", backend="onnx", model_kwargs={"file_name": "$file"}$revision)
-print(model.predict([(query, passage) for passage in passages]))
-""")
-_ONNX_RUNTIME = Template("""\
-import numpy as np
-import onnxruntime
-from huggingface_hub import hf_hub_download
-from tokenizers import Tokenizer
-
-$texts
-names = $names
-paths = [hf_hub_download("$repo", name$revision) for name in names]
-tokenizer = Tokenizer.from_file(paths[0])
-tokenizer.enable_truncation($max_length, strategy="$strategy", direction="$side")
-tokenizer.enable_padding(pad_id=$pad_id)
-encodings = tokenizer.encode_batch([(query, passage) for passage in passages])
-inputs = {
-$inputs
-}
-session = onnxruntime.InferenceSession(paths[1], providers=["CPUExecutionProvider"])
-(logits,) = session.run(["logits"], inputs)
-print(logits)
-""")
-_ENCODED = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,31 +54,6 @@ def is_generated(card: str) -> bool:
     return mark is not None and _digest(card[: mark.start()]) == mark[1]
 
 
-def snippets(manifest: Manifest, repo: str, *, revision: str | None = None) -> dict[str, str]:
-    """Programs that run the bundle, by what they run it in; beside ours only where ONNX Runtime alone can be told how."""
-    values = {"repo": repo, "texts": _TEXTS, "revision": "" if revision is None else f', revision="{revision}"'}
-    programs = {"crossforge": _CROSSFORGE.substitute(values)}
-    precision = next((p for p in _FASTEST_IN_ONNX_RUNTIME if p in manifest.variants), None)
-    if precision is None or manifest.prompt is not None:  # a prompt of a causal model is put around the pair here alone
-        return programs
-    variant = manifest.variants[precision]
-    names = ("tokenizer.json", variant.path, *(name for name in variant.files if name != variant.path))
-    inputs = (
-        f'    "{name}": np.array([encoding.{_ENCODED[name]} for encoding in encodings]),' for name in manifest.input_names
-    )
-    programs["sentence-transformers"] = _SENTENCE_TRANSFORMERS.substitute(values, file=variant.path)
-    programs["ONNX Runtime"] = _ONNX_RUNTIME.substitute(
-        values,
-        names="[" + ", ".join(f'"{name}"' for name in names) + "]",
-        max_length=manifest.truncation.max_length,
-        strategy="longest_first" if manifest.truncation.is_symmetric else "only_second",
-        side=manifest.truncation.side,
-        pad_id=manifest.pad_token_id,
-        inputs="\n".join(inputs),
-    )
-    return programs
-
-
 def _page(manifest: Manifest, repo: str, facts: SourceFacts, revision: str | None) -> Iterator[str]:
     yield f"---\n{_front_matter(manifest, facts)}\n---\n"
     yield f"# {repo.partition('/')[2]}\n"
@@ -143,31 +79,65 @@ def _front_matter(manifest: Manifest, facts: SourceFacts) -> str:
         "license_name": facts.license_name,
         "license_link": facts.license_link,
         "library_name": "crossforge",
-        "pipeline_tag": "text-ranking",
+        "pipeline_tag": "text-ranking" if manifest.embedding is None else "sentence-similarity",
         "base_model": base,
         "base_model_relation": None if base is None else "quantized",
-        "tags": ["crossforge", "cross-encoder", "reranker", "onnx", "sentence-transformers", *map(str, manifest.variants)],
+        "tags": _tags(manifest),
     }
     return str(ModelCardData(**{name: value for name, value in known.items() if value is not None}).to_yaml())
+
+
+def _tags(manifest: Manifest) -> list[str]:
+    """What it is, what runs it, and its variants."""
+    kind = ["cross-encoder", "reranker"] if manifest.embedding is None else ["bi-encoder", "feature-extraction"]
+    format_ = ["onnx"] if any(name.endswith(".onnx") for name in manifest.files) else []
+    known = ["sentence-transformers"] if Runner.SENTENCE_TRANSFORMERS in make_programs(manifest, "") else []
+    return ["crossforge", *kind, *format_, *known, *map(str, manifest.variants)]
 
 
 def _origin(manifest: Manifest) -> Iterator[str]:
     source, base = manifest.source, base_model(manifest.source)
     at = f" at `{source.revision}`" if source.revision else ""
     what = f"`{source.id}`" if base is None else f"[{base}](https://huggingface.co/{base})"
-    yield (
-        f"The cross-encoder {what}{at}, exported to ONNX by crossforge {manifest.tools.get('crossforge', '')}".rstrip() + "."
-    )
+    kind = "cross-encoder" if manifest.prompt is None else "causal reranker"
+    kind = kind if manifest.embedding is None else "bi-encoder"
+    yield f"The {kind} {what}{at}, exported to ONNX by crossforge {manifest.tools.get('crossforge', '')}".rstrip() + "."
     yield "Its weights have the sha256 digest (over all tensors by name)\n" + f"`{source.weights_sha256}`.\n"
-    truncation, scoring = manifest.truncation, manifest.scoring
-    yield f"- A pair in crossforge: {truncation.describe()}."
+    yield from _reading(manifest) if manifest.embedding is None else _embedding(manifest, manifest.embedding)
+    if manifest.trimmed is not None:
+        yield f"- Its vocabulary was trimmed: {manifest.trimmed}. Other words cost more tokens or are unknown."
+    golden = "scores" if manifest.embedding is None else "similarities"
+    yield f"- `{MANIFEST_NAME}` holds each file's sha256 and {len(manifest.golden)} golden {golden} of the original model."
+    yield ""
+
+
+def _reading(manifest: Manifest) -> Iterator[str]:
+    """How a reranker reads a pair, and what its scores mean."""
+    scoring, prompt = manifest.scoring, manifest.prompt
+    yield f"- A pair in crossforge: {manifest.truncation.describe()}."
+    if prompt is not None:
+        yield f"- The pair stands within the text that `{MANIFEST_NAME}` holds."
+        if prompt.instruction is not None:
+            yield f"- Instruction: {_quoted(prompt.instruction)}, or what `Reranker.load(..., instruction=...)` names."
     ranks = "none ranks" if scoring.ranking_label is None else f"`{scoring.labels[scoring.ranking_label]}` ranks"
     labels = ", ".join(f"`{label}`" for label in scoring.labels)
     yield f"- Labels: {labels}; {ranks}. Activation of `predict`: {scoring.activation}."
-    if manifest.trimmed is not None:
-        yield f"- Its vocabulary was trimmed: {manifest.trimmed}. Other words cost more tokens or are unknown."
-    yield f"- `{MANIFEST_NAME}` holds each file's sha256 and {len(manifest.golden)} golden scores of the original model."
-    yield ""
+
+
+def _embedding(manifest: Manifest, embedding: Embedding) -> Iterator[str]:
+    """How a bi-encoder reads a text, and what its vectors are."""
+    yield f"- A text: up to {manifest.truncation.max_length} tokens; it is cut on the {manifest.truncation.side}."
+    steps = [f"{' and '.join(embedding.pooling)} pooling", *(f"a dense layer ({layer})" for layer in embedding.dense)]
+    steps += ["scaled to length 1"] if embedding.normalize else []
+    compared = f"Compared by {embedding.similarity}, outside the graph."
+    yield f"- A vector: {embedding.dimension} numbers; {', '.join(steps)}. {compared}"
+    prompts = {"a query": embedding.query_prompt, "a passage": embedding.passage_prompt}
+    before = [f"{_quoted(prompt)} is put before {what}" for what, prompt in prompts.items() if prompt]
+    yield f"- Prompts: {', '.join(before) or 'none'}."
+
+
+def _quoted(text: str) -> str:
+    return f"`{json.dumps(text, ensure_ascii=False)}`"
 
 
 def _recipe(precision: Precision, variant: Variant) -> str:
@@ -178,8 +148,9 @@ def _recipe(precision: Precision, variant: Variant) -> str:
 
 def _parity(manifest: Manifest) -> Iterator[str]:
     yield "## Does it rank the same?\n"
-    yield "Each variant's logits and rankings beside its reference's, on the same pairs through the same runtime:\n"
-    yield "| variant | against | queries | pairs | largest logit diff. | Kendall tau | same first | top-10 overlap | gate |"
+    number, short = ("logits", "logit diff.") if manifest.embedding is None else ("similarities", "difference")
+    yield f"Each variant's {number} and rankings beside its reference's, on the same pairs through the same runtime:\n"
+    yield f"| variant | against | queries | pairs | largest {short} | Kendall tau | same first | top-10 overlap | gate |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for precision, variant in manifest.variants.items():
         parity = variant.parity
@@ -208,16 +179,16 @@ def _quality(judged: dict[Precision, ParityReport]) -> Iterator[str]:
 
 def _usage(manifest: Manifest, repo: str, revision: str | None) -> Iterator[str]:
     yield "## How to run it\n"
+    raw = "The vectors are those of crossforge; the prompts are in the program." if manifest.embedding else _RAW_LOGITS
     notes = {
-        "crossforge": '`pip install "crossforge[cpu,hub]"`. The fastest variant that is exact on the processor runs; '
+        Runner.CROSSFORGE: '`pip install "crossforge[cpu,hub]"`. The fastest variant that is exact on the processor runs; '
         "its files alone are downloaded, and compared with the manifest.",
-        "sentence-transformers": '`pip install "sentence-transformers[onnx]"`',
-        "ONNX Runtime": "`pip install onnxruntime tokenizers huggingface_hub`. The logits, before any activation. "
-        "A query that fills the whole pair has to be cut first.",
+        Runner.SENTENCE_TRANSFORMERS: '`pip install "sentence-transformers[onnx]"`',
+        Runner.ONNX_RUNTIME: f"`pip install onnxruntime tokenizers huggingface_hub`. {raw}",
     }
-    for name, program in snippets(manifest, repo, revision=revision).items():
-        yield f"### {name}\n"
-        yield f"{notes[name]}\n"
+    for runner, program in make_programs(manifest, repo, revision=revision).items():
+        yield f"### {runner}\n"
+        yield f"{notes[runner]}\n"
         yield f"```python\n{program}```\n"
 
 

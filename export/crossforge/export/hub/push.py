@@ -89,7 +89,7 @@ def push_bundle(
         progress: Told of each stage.
 
     Raises:
-        InputError: ``repo`` is no name, the bundle has no such variant, or it is a bi-encoder's, for which there is no card.
+        InputError: ``repo`` is no name, or the bundle has no such variant.
         BundleError: The bundle is missing or damaged, or does not score what it did.
         HubError: The hub refuses, or does not answer.
         MissingPackageError: huggingface_hub is not installed.
@@ -99,13 +99,6 @@ def push_bundle(
         raise InputError("a repository on the hub is not named so", got=repr(repo), allowed="owner/name")
     api: HfApi = import_hub("Pushing to the hub").HfApi()
     opened = Bundle.open(bundle)
-    if opened.manifest.embedding is not None:
-        raise InputError(
-            "there is no model card for a bi-encoder yet",
-            got=opened.manifest.architecture,
-            allowed="the bundle of a cross-encoder",
-            fix=f"Upload its folder as it is: hf upload {repo} FOLDER",
-        )
     opened.provide(opened.manifest.files)
     with prepared(opened, variants=options.variants, engines=options.engines, progress=progress) as publication:
         notes: list[str] = []

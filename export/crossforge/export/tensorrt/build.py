@@ -27,10 +27,12 @@ from crossforge.export.tensorrt.shapes import ShapeChoice, ShapeOptions, choose_
 from crossforge.export.tensorrt.store import find_engine, prune_engines, store_engine
 from crossforge.export.tensorrt.timing import TimingCache
 from crossforge.profiles import (
+    ENGINE_OF,
     CrossforgeWarning,
     EngineBackend,
     EngineRecord,
     EngineSpec,
+    ExecutionProvider,
     InputError,
     Manifest,
     OptimizationProfile,
@@ -46,6 +48,11 @@ _FOR_OTHERS = {
     Precision.INT8: ("ONNX Runtime on the CPU", "For int8 on a GPU: crossforge quantize BUNDLE --precision int8_qdq"),
     Precision.INT8_NATIVE: ("the native engine", "For int8 on a GPU: crossforge quantize BUNDLE --precision int8_qdq"),
     Precision.FP16_CUDA: ("ONNX Runtime on CUDA", "Build fp16, which TensorRT fuses itself."),
+    **{
+        precision: ("OpenVINO", "For a GPU: crossforge quantize BUNDLE --precision fp16, or int8_qdq")
+        for precision, provider in ENGINE_OF.items()
+        if provider is ExecutionProvider.OPENVINO
+    },
 }
 
 
