@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
@@ -235,6 +237,19 @@ def test_quantize_makes_a_variant_for_cuda_and_says_where_it_was_judged(tiny_bun
         (["trim", "BUNDLE", "OCCUPIED", "--texts", "-"], 2, "is not a bundle"),
         (["trim", "/no/such/bundle", "TARGET", "--texts", "-"], 2, "crossforge export SOURCE"),
         (["evaluate", "BUNDLE", "--run", "/no/run", "--qrels", "/no/qrels"], 2, "cannot read /no/run"),
+        (["evaluate", "BUNDLE", "--run", "r", "--qrels", "q", "--min-relevance", "0"], 2, "min_relevance is too small"),
+        (["evaluate", "BUNDLE", "--run", "r", "--qrels", "q", "--labels", "graded"], 2, "--labels says nothing of a run"),
+        (["evaluate", "BUNDLE", "--pairs", "-", "--embedder", "x"], 2, "--embedder says nothing of pairs"),
+        (["score", "BUNDLE", "-q", "a", "--pairs", "-"], 2, "what to score is not clear"),
+        (["inspect", __file__], 2, "is a file, and a bundle is a folder"),
+        (["rank", "BUNDLE", "-q", "a", "--passages", "-", "--format", "trec", "--qid", "a b"], 2, "--qid cannot stand in"),
+        (["pairs", "BUNDLE", "-", "--seed", "-1"], 2, "the seed is too small"),
+        (["tune", "BUNDLE", "--max-memory", "nan"], 2, "--max-memory is no size"),
+        (["tune", "BUNDLE", "--budget", "-1"], 2, "got -1.0 s; allowed: more than 0"),
+        (["serve", "BUNDLE", "--max-body-mb", "inf"], 2, "--max-body-mb is no size"),
+        (["serve", "BUNDLE", "--tls-cert", __file__, "--tls-key", __file__], 2, "TLS cannot be set up"),
+        (["native", "--compiler", "true"], 1, "the compiler wrote nothing"),
+        (["push", "BUNDLE", "a/b", "--variants", "fp16", "--dry-run"], 2, "got fp16; allowed: fp32, int8"),
     ],
 )
 def test_bad_input_is_a_sentence_and_an_exit_status(
@@ -271,6 +286,27 @@ def test_debug_shows_the_traceback(demo_bundle: Path) -> None:
     result = crossforge("score", demo_bundle, "-q", " ", "-p", "x", "--debug")
     assert result.exit_code == 2
     assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("table", 0), ("json", 0), ("table", 3), ("json", 3)])
+def test_a_reader_that_left_is_no_error_and_a_full_disk_is_one(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, command: str, exit_code: int
+) -> None:
+    if exit_code:
+        target = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, target = os.pipe()
+        os.close(reader)
+    with suppress(OSError), os.fdopen(target, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stdout)
+        with pytest.raises(SystemExit) as ended:
+            app(["inspect", str(tiny_bundle), *(["--json"] if command == "json" else [])])
+    assert ended.value.code == exit_code
+
+
+def test_help_shows_what_stands_in_brackets() -> None:
+    """Rich takes brackets for markup, and what begins with @ in them would vanish."""
+    assert "OWNER/NAME[@REVISION]" in crossforge("inspect", "--help").stdout
 
 
 def test_help_needs_nothing_heavy() -> None:

@@ -66,7 +66,7 @@ def test_the_path_may_be_a_string(tmp_path: Path) -> None:
         ('precision = "fp64"', "'fp64' is not a valid Precision"),
         ("precision = [1]", "not a valid Precision"),
         ('providers = ["cpu", "npu"]', "'npu' is not a valid ExecutionProvider"),
-        ("providers = 1", "not iterable"),
+        ("providers = 1", "providers is no list; got 1; allowed: such as"),
         ("providers = []", "providers is empty; allowed: tensorrt, cuda, native, cpu"),
         ("budget_tokens = 0", "budget_tokens is too small; got 0; allowed: 1 or more"),
         ('budget_tokens = "many"', "budget_tokens must be a whole number; got 'many'"),

@@ -56,11 +56,14 @@ def test_an_unharmed_bundle_passes(tmp_path: Path) -> None:
 def test_where_there_is_no_bundle_one_is_told_how_to_make_one(tmp_path: Path) -> None:
     absent, file = tmp_path / "absent", tmp_path / "file"
     file.write_text("{}")
-
-    for path in (absent, file):
+    words = {
+        absent: f"there is no bundle at {absent}. Make one: crossforge export SOURCE {absent}",
+        file: f"{file} is a file, and a bundle is a folder. Name the folder.",  # over which nothing can be exported
+    }
+    for path, message in words.items():
         with pytest.raises(BundleNotFoundError) as caught:
             Bundle.open(path)
-        assert str(caught.value) == f"there is no bundle at {path}. Make one: crossforge export SOURCE {path}"
+        assert str(caught.value) == message
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:

@@ -12,8 +12,16 @@ from crossforge.export.gates import parse_gates
 from crossforge.export.options import CausalOptions, Int8Recipe, RangeMethod, SourceOptions, VariantOptions
 from crossforge.export.requirements import require_extras
 from crossforge.profiles import Activation, InputError, Manifest, Precision
-from crossforge.runtime.cli import BundleArgument, PrecisionOption, ProviderOption
-from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json
+from crossforge.runtime.cli_options import (
+    RUN_FORMAT,
+    BundleArgument,
+    DebugOption,
+    JsonOption,
+    PrecisionOption,
+    ProviderOption,
+    TargetArgument,
+)
+from crossforge.runtime.console import TerminalProgress, handles_errors, out, print_json
 
 app = typer.Typer(add_completion=False)
 
@@ -29,9 +37,7 @@ QrelsOption = Annotated[
 ]
 GateOption = Annotated[
     list[str] | None,
-    typer.Option(
-        help="A threshold, [PRECISION:]NAME=NUMBER, such as int8:min_kendall_tau=0.97; repeat for more.", show_default=False
-    ),
+    typer.Option(help="A threshold, [PRECISION:]NAME=NUMBER, such as int8:min_kendall_tau=0.97; repeat for more."),
 ]
 NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Write variants that rank differently too, marked as failed.")]
 NoRepairOption = Annotated[
@@ -44,18 +50,14 @@ RangesOption = Annotated[RangeMethod, typer.Option(help="How fixed scales are ch
 ReduceRangeOption = Annotated[
     bool | None, typer.Option(help="Seven bits a weight: exact without VNNI.", show_default="where this CPU needs it")
 ]
-ReportOption = Annotated[
-    Path | None, typer.Option(help="Also write the parity report here, even if a variant is refused.", show_default=False)
-]
+ReportOption = Annotated[Path | None, typer.Option(help="Also write the parity report here, even if a variant is refused.")]
 
 
 @app.command()
 @handles_errors
 def export(
-    source: Annotated[
-        str, typer.Argument(help="A model folder, a hub id, or the word demo or demo-embedder.", show_default=False)
-    ],
-    bundle: Annotated[Path, typer.Argument(help="The folder to write; a bundle there is replaced.", show_default=False)],
+    source: Annotated[str, typer.Argument(help="A model folder, a hub id, or the word demo or demo-embedder.")],
+    bundle: TargetArgument,
     precision: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "fp32,int8",
     calibration: CalibrationOption = None,
     verification: VerificationOption = None,
@@ -82,14 +84,14 @@ def export(
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(help="The source is a causal reranker: qwen3, or a TOML file with its text.", show_default=False),
+        typer.Option(help="The source is a causal reranker: qwen3, or a TOML file with its text."),
     ] = None,
     yes_token: Annotated[str | None, typer.Option(help="A causal reranker's yes.", show_default="yes")] = None,
     no_token: Annotated[str | None, typer.Option(help="A causal reranker's no.", show_default="no")] = None,
     instruction: Annotated[
         str | None, typer.Option(help="What a causal reranker is told to look for.", show_default="the template's")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="The hub's branch, tag or commit.", show_default=False)] = None,
+    revision: Annotated[str | None, typer.Option(help="The hub's branch, tag or commit.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
     ] = False,
@@ -186,16 +188,14 @@ def quantize(
 @handles_errors
 def trim(
     bundle: BundleArgument,
-    target: Annotated[Path, typer.Argument(help="The folder to write; a bundle there is replaced.", show_default=False)],
+    target: TargetArgument,
     texts: Annotated[
         list[Path] | None,
-        typer.Option(help="A text a line, or .jsonl; - is standard input; may be repeated.", show_default=False),
+        typer.Option(help="A text a line, or .jsonl; - is standard input; may be repeated."),
     ] = None,
     run: Annotated[
         list[Path] | None,
-        typer.Option(
-            help='JSON lines of {"qid", "query", "passages": [{"id", "text"}]}; may be repeated.', show_default=False
-        ),
+        typer.Option(help=f"{RUN_FORMAT}; may be repeated."),
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
@@ -225,7 +225,7 @@ def trim(
 @handles_errors
 def triton(
     bundle: BundleArgument,
-    repository: Annotated[Path, typer.Argument(help="The model repository to write into.", show_default=False)],
+    repository: Annotated[Path, typer.Argument(help="The model repository to write into.")],
     name: Annotated[str, typer.Option(help="The model's name.")] = "reranker",
     instances: Annotated[int, typer.Option(help="Processes that hold the model.")] = 1,
     precision: PrecisionOption = "auto",

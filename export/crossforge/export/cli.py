@@ -17,10 +17,9 @@ from crossforge.export.evaluation_cli import app as evaluation_app
 from crossforge.export.hub.cli import app as hub_app
 from crossforge.export.requirements import require_extras
 from crossforge.export.tensorrt.cli import app as build_app
-from crossforge.runtime.cli import app as runtime_app
+from crossforge.runtime.cli import app as scoring_app
+from crossforge.runtime.cli_options import DebugOption, JsonOption
 from crossforge.runtime.console import (
-    DebugOption,
-    JsonOption,
     TerminalProgress,
     handles_errors,
     out,
@@ -28,6 +27,8 @@ from crossforge.runtime.console import (
     print_ranking,
 )
 from crossforge.runtime.distributed.cli import app as bulk_app
+from crossforge.runtime.inspection_cli import app as inspection_app
+from crossforge.runtime.machine_cli import app as machine_app
 from crossforge.runtime.pairs.cli import app as pairs_app
 from crossforge.runtime.profiling.cli import app as profiling_app
 from crossforge.runtime.profiling.tuning_cli import app as tuning_app
@@ -47,7 +48,7 @@ DEFAULT_DEMO_BUNDLE = Path("demo-bundle")
 @app.command()
 @handles_errors
 def demo(
-    bundle: Annotated[Path, typer.Option(help="Where the bundle is written.")] = DEFAULT_DEMO_BUNDLE,
+    bundle: Annotated[Path, typer.Option(help="The folder to write; a bundle there is replaced.")] = DEFAULT_DEMO_BUNDLE,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -102,7 +103,9 @@ for group in (
     hub_app,
     build_app,
     evaluation_app,
-    runtime_app,
+    scoring_app,
+    inspection_app,
+    machine_app,
     pairs_app,
     profiling_app,
     tuning_app,

@@ -102,6 +102,8 @@ def evaluate_bundle(
     """
     require_extras("evaluate", purpose="Evaluating")
     progress = progress or Silent()
+    if min_relevance < 1:
+        raise InputError("min_relevance is too small", got=min_relevance, allowed="1 or more")
     opened = Bundle.open(bundle)
     records = read_run(run)
     judgements = read_qrels(qrels)

@@ -10,8 +10,16 @@ from rich.table import Table
 
 from crossforge.export.bundle_cli import parse_precisions
 from crossforge.profiles import InputError
-from crossforge.runtime.cli import BundleArgument, DeploymentOption, ProviderOption, read_deployment
-from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, handles_errors, out, print_json, print_wide
+from crossforge.runtime.cli_options import (
+    RUN_FORMAT,
+    BundleArgument,
+    DebugOption,
+    DeploymentOption,
+    JsonOption,
+    ProviderOption,
+    read_deployment,
+)
+from crossforge.runtime.console import TerminalProgress, handles_errors, out, print_json, print_wide
 from crossforge.runtime.pairs.cli import LabelColumnOption, LabelsOption, QuotingOption
 from crossforge.runtime.pairs.options import Criterion, LabelKind, PairFormat
 
@@ -26,13 +34,9 @@ app = typer.Typer(add_completion=False)
 @handles_errors
 def evaluate(
     bundle: BundleArgument,
-    run: Annotated[
-        Path | None, typer.Option(help='JSON lines of {"qid", "query", "passages": [{"id", "text"}]}.', show_default=False)
-    ] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Judgements in TREC format.", show_default=False)] = None,
-    pairs: Annotated[
-        Path | None, typer.Option(help="Instead of a run: labelled pairs, as pairs takes them.", show_default=False)
-    ] = None,
+    run: Annotated[Path | None, typer.Option(help=f"{RUN_FORMAT}.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Judgements in TREC format.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Instead of a run: labelled pairs, as pairs takes them.")] = None,
     labels: LabelsOption = None,
     label_column: LabelColumnOption = None,
     quoting: QuotingOption = None,
@@ -42,7 +46,7 @@ def evaluate(
     ] = None,
     embedder: Annotated[
         list[Path] | None,
-        typer.Option(help="Bundle of a bi-encoder to order the same candidates; may be repeated.", show_default=False),
+        typer.Option(help="Bundle of a bi-encoder to order the same candidates; may be repeated."),
     ] = None,
     min_relevance: Annotated[int, typer.Option(help="Lowest grade that MRR and recall count as relevant.")] = 1,
     provider: ProviderOption = "auto",
@@ -54,6 +58,11 @@ def evaluate(
     from crossforge.export.evaluation import evaluate_bundle
     from crossforge.export.pair_evaluation import evaluate_pairs
 
+    of_runs = {"--embedder": bool(embedder), "--min-relevance": min_relevance != 1}
+    of_pairs_only = {"--labels": labels, "--label-column": label_column, "--quoting": quoting}
+    for option, given in (of_runs if pairs is not None else of_pairs_only).items():
+        if given:
+            raise InputError(f"{option} says nothing of {'pairs' if pairs is not None else 'a run'}", fix="Leave it out.")
     if pairs is not None and run is None and qrels is None:
         of_pairs = evaluate_pairs(
             bundle,

@@ -88,6 +88,8 @@ class DeploymentProfile:
         if unknown := sorted(document.keys() - known):
             raise InputError(f"{path}: unknown key {unknown[0]!r}", allowed=", ".join(sorted(known)))
         values: dict[str, Any] = dict(document)
+        if "providers" in values and not isinstance(values["providers"], list):
+            raise InputError(f"{path}: providers is no list", got=repr(values["providers"]), allowed='such as ["cpu"]')
         try:
             if "precision" in values:
                 values["precision"] = Precision(values["precision"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,8 @@ def record_file(path: Path) -> FileRecord:
 def _read_manifest(path: Path) -> Manifest:
     export_one = f"Make one: crossforge export SOURCE {path}"
     if not _is_dir(path):
+        if os.path.isfile(path):  # noqa: PTH113 (which never raises)
+            raise BundleNotFoundError(f"{path} is a file, and a bundle is a folder", fix="Name the folder.")
         raise BundleNotFoundError(f"there is no bundle at {path}", fix=export_one)
     manifest_path = path / MANIFEST_NAME
     try:
@@ -190,7 +193,7 @@ def _read_manifest(path: Path) -> Manifest:
     except FileNotFoundError as error:
         raise BundleNotFoundError(f"{path} is not a bundle: it has no {MANIFEST_NAME}", fix=export_one) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"cannot read {manifest_path} ({error})") from error
+        raise ManifestError(f"cannot read {manifest_path} ({error})", fix="Export the bundle again.") from error
     manifest = Manifest.from_json(text, where=str(manifest_path))
     if outside := [name for name in manifest.files if not _stays_inside(name)]:
         raise ManifestError(f"{manifest_path} names a file outside the bundle", got=repr(outside[0]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import sys
 import time
 import traceback
@@ -10,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -19,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
-from crossforge.profiles import CrossforgeError, CrossforgeWarning
+from crossforge.profiles import CrossforgeError, CrossforgeWarning, MachineError
 from crossforge.profiles.jsonio import encode
 from crossforge.runtime.progress import Stage
 
@@ -27,23 +29,33 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _WIDE = 120
-out = Console(soft_wrap=True, highlight=False)
+
+
+class _Results(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to :func:`handles_errors`, which knows the exit status."""
+        raise
+
+
+out = _Results(soft_wrap=True, highlight=False)
 """For results."""
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 """For progress, warnings and errors."""
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
 
 def print_json(document: object) -> None:
     """Print dataclasses and plain values as one JSON document on stdout."""
-    sys.stdout.write(json.dumps(encode(document), indent=2, ensure_ascii=False) + "\n")
+    typer.echo(json.dumps(encode(document), indent=2, ensure_ascii=False))
+
+
+def one_line(text: str) -> str:
+    """A text without its line breaks and repeated spaces."""
+    return " ".join(text.split())
 
 
 def print_wide(table: Table) -> None:
     """Print a table whose lines may be longer than the terminal, or than what is taken for its width where there is none."""
-    Console(width=max(out.width, _WIDE), highlight=False).print(table)
+    _Results(width=max(out.width, _WIDE), highlight=False).print(table)
 
 
 def print_ranking(rows: Iterable[tuple[float, str, str]]) -> None:
@@ -58,7 +70,7 @@ def print_ranking(rows: Iterable[tuple[float, str, str]]) -> None:
         expand=True,
     )
     for position, (score, id_, text) in enumerate(rows, start=1):
-        table.add_row(str(position), f"{score:.3f}", escape(id_), escape(" ".join(text.split())))
+        table.add_row(str(position), f"{score:.3f}", escape(id_), escape(one_line(text)))
     out.print(table)
 
 
@@ -80,11 +92,26 @@ def handles_errors(command: Callable[P, R]) -> Callable[P, R]:
                     traceback.print_exc()
                 err.print(f"[bold red]Error:[/] {escape(str(error))}")
                 raise typer.Exit(error.exit_code) from error
+            except OSError as error:  # such as a full disk
+                if isinstance(error, BrokenPipeError) and _reader_left():
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    raise typer.Exit(0) from error
+                if kwargs.get("debug"):
+                    traceback.print_exc()
+                err.print(f"[bold red]Error:[/] {escape(f'the system refused what was to be done ({error})')}")
+                raise typer.Exit(MachineError.exit_code) from error
             except KeyboardInterrupt as error:
                 err.print("Interrupted; nothing was left half written.")
                 raise typer.Exit(130) from error
 
     return wrapper
+
+
+def _reader_left() -> bool:
+    """Whether whoever read stdout has gone (`| head`): other pipes, of processes that work for us, can break too."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -150,6 +150,8 @@ def test_a_default_outside_the_limits_is_not_kept_however_fast() -> None:
 
 def test_a_budget_too_short_for_a_sample_is_refused() -> None:
     with pytest.raises(InputError, match="the budget is too short to measure one setting"):
+        run(FakeBench(lambda _: 50.0), budget_s=1e-9)
+    with pytest.raises(InputError, match="too short; got 0"):
         run(FakeBench(lambda _: 50.0), budget_s=0.0)
 
 

@@ -9,8 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from crossforge.export.bundle_cli import parse_precisions
-from crossforge.runtime.cli import BundleArgument
-from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
+from crossforge.runtime.cli_options import (
+    BundleArgument,
+    DebugOption,
+    JsonOption,
+)
+from crossforge.runtime.console import TerminalProgress, err, handles_errors, out, print_json
 
 app = typer.Typer(add_completion=False)
 
@@ -19,7 +23,7 @@ app = typer.Typer(add_completion=False)
 @handles_errors
 def push(
     bundle: BundleArgument,
-    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the model hub; made if there is none.", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the model hub; made if there is none.")],
     variants: Annotated[
         str | None, typer.Option(help="Variants to publish, separated by commas.", show_default="all")
     ] = None,

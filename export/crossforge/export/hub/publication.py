@@ -73,8 +73,12 @@ def prepared(
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         verification = verify_bundle(folder, progress=progress)
         if not verification.passed:
+            problems = [
+                problem.replace(str(folder), str(bundle.path)).rstrip(".")
+                for problem in dict.fromkeys(verification.problems)
+            ]
             raise IntegrityError(
-                f"{bundle.path} is not pushed: {'; '.join(verification.problems)}",
+                f"{bundle.path} is not pushed: {'; '.join(problems)}",
                 fix="Mend it, or leave variants out with --variants; `crossforge verify` checks all of them.",
             )
         yield Publication(folder=folder, manifest=manifest, left_out=left_out)
@@ -82,8 +86,10 @@ def prepared(
 
 def _choose_variants(manifest: Manifest, wanted: Sequence[Precision] | None) -> tuple[Precision, ...]:
     chosen = tuple(manifest.variants) if wanted is None else tuple(wanted)
-    if missing := [precision for precision in chosen if precision not in manifest.variants] or not chosen:
-        raise InputError("the bundle has no such variant", got=missing, allowed=", ".join(manifest.variants))
+    missing = [precision for precision in chosen if precision not in manifest.variants]
+    if missing or not chosen:
+        got = ", ".join(missing) or "none"
+        raise InputError("the bundle has no such variant", got=got, allowed=", ".join(manifest.variants))
     return chosen
 
 

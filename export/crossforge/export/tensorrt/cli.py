@@ -14,7 +14,11 @@ from crossforge.export.requirements import require_extras
 from crossforge.export.tensorrt.options import BuildOptions, parse_targets
 from crossforge.profiles import EngineBackend, EngineRecord, InputError, Precision
 from crossforge.runtime.bundle import Bundle, refuse_hub
-from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
+from crossforge.runtime.cli_options import (
+    DebugOption,
+    JsonOption,
+)
+from crossforge.runtime.console import TerminalProgress, err, handles_errors, out, print_json
 from crossforge.runtime.precision import AUTO
 
 app = typer.Typer(add_completion=False)
@@ -31,7 +35,7 @@ class BackendName(StrEnum):
 @app.command()
 @handles_errors
 def build(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     target: Annotated[
         str, typer.Option(help="GPUs to build for, separated by commas: current, or compute capabilities such as sm86.")
     ] = "current",
@@ -45,7 +49,7 @@ def build(
         Path | None,
         typer.Option(help="A run (JSON lines) whose pairs are typical; shapes are chosen for it.", show_default="built-in"),
     ] = None,
-    profiles: Annotated[Path | None, typer.Option(help="Optimization profiles in TOML.", show_default=False)] = None,
+    profiles: Annotated[Path | None, typer.Option(help="Optimization profiles in TOML.")] = None,
     max_profiles: Annotated[int | None, typer.Option(help="The most profiles to choose.", show_default="4")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Largest batch x sequence to reserve memory for.", show_default="16384")

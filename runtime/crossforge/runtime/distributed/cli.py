@@ -10,9 +10,18 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from crossforge.profiles import Activation, InputError
-from crossforge.runtime.cli import BundleArgument, DeploymentOption, PrecisionOption, ProviderOption, read_deployment
-from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
+from crossforge.profiles import InputError
+from crossforge.runtime.cli_options import (
+    ActivationOption,
+    BundleArgument,
+    DebugOption,
+    DeploymentOption,
+    JsonOption,
+    PrecisionOption,
+    ProviderOption,
+    read_deployment,
+)
+from crossforge.runtime.console import TerminalProgress, err, handles_errors, out, print_json
 from crossforge.runtime.distributed.settings import BulkSettings, RaySettings
 
 app = typer.Typer(add_completion=False)
@@ -24,11 +33,9 @@ def bulk(
     bundle: BundleArgument,
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="INPUT", help="JSON lines or Parquet with query and passage, or a folder of them.", show_default=False
-        ),
+        typer.Argument(metavar="INPUT", help="JSON lines or Parquet with query and passage, or a folder of them."),
     ],
-    output: Annotated[Path, typer.Argument(help="What is written, in the input's format.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="What is written, in the input's format.")],
     ray: Annotated[bool, typer.Option("--ray", help="Score with actors on Ray instead of in this process.")] = False,
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster's; local starts one.", show_default="what Ray finds, or a new one")
@@ -37,9 +44,7 @@ def bulk(
     cpus_per_actor: Annotated[int, typer.Option(help="Cores of an actor.")] = 1,
     gpus_per_actor: Annotated[float, typer.Option(help="GPUs of an actor.")] = 0.0,
     shard_pairs: Annotated[int, typer.Option(help="Pairs of a shard, about.")] = 1_024,
-    activation: Annotated[
-        Activation | None, typer.Option(help="Apply this to the logits.", show_default="none: raw relevance")
-    ] = None,
+    activation: ActivationOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = "auto",
     deployment: DeploymentOption = None,

@@ -11,16 +11,18 @@ import typer
 from rich.markup import escape
 
 from crossforge.profiles import Activation
-from crossforge.runtime.cli import (
+from crossforge.runtime.cli import say_what_runs
+from crossforge.runtime.cli_options import (
     BundleArgument,
+    DebugOption,
     DeploymentOption,
+    JsonOption,
     PrecisionOption,
     ProviderOption,
     StrictOption,
     read_deployment,
-    say_what_runs,
 )
-from crossforge.runtime.console import DebugOption, JsonOption, err, handles_errors, out, print_json
+from crossforge.runtime.console import err, handles_errors, out, print_json
 from crossforge.runtime.pairs.options import Criterion, JudgingOptions, LabelKind, PairFormat, Quoting
 
 if TYPE_CHECKING:
@@ -60,20 +62,15 @@ def pairs(
         Path,
         typer.Argument(
             help='JSON lines of {"text1", "text2", "label"}, or a .csv or .tsv with a header; - is standard input.',
-            show_default=False,
         ),
     ],
     threshold: Annotated[
         float | None, typer.Option(help="Mark pairs that score as much as duplicates.", show_default="no marks")
     ] = None,
-    threshold_from: Annotated[
-        Path | None, typer.Option(help="Choose the threshold on these labelled pairs.", show_default=False)
-    ] = None,
+    threshold_from: Annotated[Path | None, typer.Option(help="Choose the threshold on these labelled pairs.")] = None,
     held_out: Annotated[
         float | None,
-        typer.Option(
-            help="Measure on this share of the labelled pairs, and choose the threshold on the rest.", show_default=False
-        ),
+        typer.Option(help="Measure on this share of the labelled pairs, and choose the threshold on the rest."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides which pairs are held out.")] = 0,
     criterion: Annotated[Criterion, typer.Option(help="What a threshold is chosen for.")] = Criterion.F1,

@@ -78,5 +78,7 @@ class JudgingOptions:
             raise InputError("the threshold has several sources", got=" and ".join(given), allowed="one of them")
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise InputError("held_out is no share", got=self.held_out, allowed="more than 0, less than 1")
+        if self.seed < 0:
+            raise InputError("the seed is too small", got=self.seed, allowed="0 or more")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise InputError("the threshold is not a number", got=self.threshold)

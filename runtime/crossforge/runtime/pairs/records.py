@@ -100,13 +100,13 @@ def _read_json_lines(file: PairFile, stream: BinaryIO) -> Iterator[TextPair]:
             continue
         where = f"{file.name}, line {number}"
         try:
-            value = json.loads(line)
+            value = json.loads(line.strip())
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{where}: not JSON ({error})", fix="A table needs a name that ends in .csv or .tsv."
             ) from error
         if not isinstance(value, dict):
-            raise InputError(f"{where}: not an object", got=f"{line:.60}", allowed='{"text1", "text2", "label"}')
+            raise InputError(f"{where}: not an object", got=f"{line.strip():.60}", allowed='{"text1", "text2", "label"}')
         texts, label = _find_columns(list(value), file.format, where)
         yield _make_pair(
             number, where, [(name, value[name]) for name in texts], None if label is None else (label, value.get(label))

@@ -14,8 +14,12 @@ import typer
 from rich.markup import escape
 
 from crossforge.profiles import ExecutionProvider, InputError, MissingPackageError, Precision
-from crossforge.runtime.cli import DeploymentOption
-from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
+from crossforge.runtime.cli_options import (
+    DebugOption,
+    DeploymentOption,
+    JsonOption,
+)
+from crossforge.runtime.console import TerminalProgress, err, handles_errors, out, print_json
 from crossforge.runtime.profiling.options import (
     DEFAULT_BUDGET_S,
     DEFAULT_CANDIDATES,
@@ -47,9 +51,7 @@ def _listed(numbers: Sequence[int]) -> str:
 @app.command()
 @handles_errors
 def profile(
-    bundle: Annotated[
-        str | None, typer.Argument(help="As in other commands; with --url it may be left out.", show_default=False)
-    ] = None,
+    bundle: Annotated[str | None, typer.Argument(help="As in other commands; with --url it may be left out.")] = None,
     candidates: Annotated[
         str | None, typer.Option(help="Passages a query, separated by commas.", show_default=_listed(DEFAULT_CANDIDATES))
     ] = None,
@@ -61,7 +63,7 @@ def profile(
     ] = None,
     workload: Annotated[
         Path | None,
-        typer.Option(help="A run (JSON lines) whose queries are measured instead of the grid.", show_default=False),
+        typer.Option(help="A run (JSON lines) whose queries are measured instead of the grid."),
     ] = None,
     provider: Annotated[
         str | None, typer.Option(help="Providers, separated by commas.", show_default="all that run here")
@@ -80,30 +82,26 @@ def profile(
         str | None,
         typer.Option(
             help="Measure load instead: requests a second that arrive by chance, or several such rates with commas.",
-            show_default=False,
         ),
     ] = None,
     slo_ms: Annotated[
         float | None,
         typer.Option(
             help="What 99 of 100 requests must keep; without --rate, the highest rate that does is looked for.",
-            show_default=False,
         ),
     ] = None,
     duration: Annotated[float, typer.Option(help="With --rate or --slo-ms: seconds of arrivals, of each trial.")] = 10.0,
     url: Annotated[
         str | None,
-        typer.Option(help="With --rate or --slo-ms: a running service to load (POST /rerank).", show_default=False),
+        typer.Option(help="With --rate or --slo-ms: a running service to load (POST /rerank)."),
     ] = None,
     add_to: Annotated[
         Path | None,
-        typer.Option(help="With --rate or --slo-ms: a report whose rows stand beside the load.", show_default=False),
+        typer.Option(help="With --rate or --slo-ms: a report whose rows stand beside the load."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write the report as a page.", show_default=False)] = None,
-    png: Annotated[Path | None, typer.Option(help="Also write its plots as a picture.", show_default=False)] = None,
-    compare: Annotated[
-        Path | None, typer.Option(help="A report to compare with; exit 1 if a row is slower.", show_default=False)
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Also write its plots as a picture.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="A report to compare with; exit 1 if a row is slower.")] = None,
     tolerance: Annotated[
         float, typer.Option(help="With --compare: a slowdown that is accepted beside the measured noise, as a share.")
     ] = 0.05,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from crossforge.profiles import DEFAULT_WORKLOAD, CostModel, DeploymentProfile, GateError, Workload
+from crossforge.profiles import DEFAULT_WORKLOAD, CostModel, DeploymentProfile, GateError, InputError, Workload
 from crossforge.runtime.profiling.bench import Bench
 from crossforge.runtime.profiling.cost import Clock, FittedCost, fit_cost
 from crossforge.runtime.profiling.report import Skipped
@@ -29,6 +29,10 @@ class TuningOptions:
     """Most that a process may hold while it loads and runs; None sets no limit."""
     budget_s: float = 120.0
     """Seconds of measurement, about; loading models comes on top."""
+
+    def __post_init__(self) -> None:
+        if not self.budget_s > 0:
+            raise InputError("the budget is too short", got=f"{self.budget_s} s", allowed="more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

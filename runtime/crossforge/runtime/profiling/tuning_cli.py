@@ -10,8 +10,14 @@ import typer
 from rich.markup import escape
 
 from crossforge.profiles import DEFAULT_WORKLOAD, DeploymentProfile, InputError
-from crossforge.runtime.cli import BundleArgument
-from crossforge.runtime.console import DebugOption, JsonOption, TerminalProgress, err, handles_errors, out, print_json
+from crossforge.runtime.cli_options import (
+    BundleArgument,
+    DebugOption,
+    JsonOption,
+    RequiredDeploymentOption,
+    bytes_of,
+)
+from crossforge.runtime.console import TerminalProgress, err, handles_errors, out, print_json
 
 app = typer.Typer(add_completion=False)
 
@@ -22,17 +28,15 @@ def tune(
     bundle: BundleArgument,
     workload: Annotated[
         Path | None,
-        typer.Option(help="A run to take lengths and candidates from (JSON lines).", show_default="built-in figures"),
+        typer.Option(help="A run (JSON lines) to take lengths and candidates from.", show_default="built-in figures"),
     ] = None,
     max_ndcg_loss: Annotated[
-        float | None, typer.Option(help="Most nDCG@10 that a variant may lose, by the manifest.", show_default=False)
+        float | None, typer.Option(help="Most nDCG@10 that a variant may lose, by the manifest.")
     ] = None,
     min_kendall_tau: Annotated[
-        float | None, typer.Option(help="Least agreement of a variant's ranking, by the manifest.", show_default=False)
+        float | None, typer.Option(help="Least agreement of a variant's ranking, by the manifest.")
     ] = None,
-    max_memory: Annotated[
-        float | None, typer.Option(help="Most memory that a process may hold, in MB.", show_default=False)
-    ] = None,
+    max_memory: Annotated[float | None, typer.Option(help="Most memory that a process may hold, in MB.")] = None,
     budget: Annotated[float, typer.Option(help="Seconds of measurement, about.")] = 120,
     target: Annotated[Path, typer.Option("--out", help="The deployment profile to write.")] = Path("deployment.toml"),
     as_json: JsonOption = False,
@@ -64,7 +68,7 @@ def tune(
     options = TuningOptions(
         workload=work,
         limits=QualityLimits(max_ndcg_loss=max_ndcg_loss, min_kendall_tau=min_kendall_tau),
-        max_memory_bytes=None if max_memory is None else int(max_memory * 1e6),
+        max_memory_bytes=None if max_memory is None else bytes_of(max_memory, "--max-memory"),
         budget_s=budget,
     )
     space = find_space(opened, inspect_machine(), options.limits)
@@ -103,12 +107,10 @@ def tune(
 @handles_errors
 def plan(
     bundle: BundleArgument,
-    deployment: Annotated[Path, typer.Option(help="A deployment profile (TOML) that tune wrote.", show_default=False)],
+    deployment: RequiredDeploymentOption,
     candidates: Annotated[int, typer.Option(help="Passages of a query.")] = 100,
     length: Annotated[int, typer.Option(help="Tokens of each pair.")] = 128,
-    slo_ms: Annotated[
-        float | None, typer.Option(help="How long a query may take, in milliseconds.", show_default=False)
-    ] = None,
+    slo_ms: Annotated[float | None, typer.Option(help="How long a query may take, in milliseconds.")] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:

@@ -14,9 +14,18 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from crossforge.profiles import DeploymentProfile, MissingPackageError
-from crossforge.runtime.cli import DeploymentOption, PrecisionOption, ProviderOption, StrictOption
-from crossforge.runtime.console import DebugOption, JsonOption, err, handles_errors, print_json
+from crossforge.profiles import MissingPackageError
+from crossforge.runtime.cli_options import (
+    DebugOption,
+    DeploymentOption,
+    JsonOption,
+    PrecisionOption,
+    ProviderOption,
+    StrictOption,
+    bytes_of,
+    read_deployment,
+)
+from crossforge.runtime.console import err, handles_errors, print_json
 
 app = typer.Typer(add_completion=False)
 
@@ -44,7 +53,7 @@ def serve(
     micro_batching: Annotated[bool, typer.Option(help="Merge concurrent requests.")] = True,
     playground: Annotated[bool, typer.Option(help="A page at / to try the models on.")] = True,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM).", show_default="no TLS")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", show_default=False)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = "auto",
     strict: StrictOption = False,
@@ -66,7 +75,7 @@ def serve(
         host=host,
         port=port,
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),
-        max_body_bytes=int(max_body_mb * 1e6),
+        max_body_bytes=bytes_of(max_body_mb, "--max-body-mb"),
         max_passages=max_passages,
         max_text_chars=max_text_chars,
         max_queue_tokens=max_queue_tokens,
@@ -86,7 +95,7 @@ def serve(
             provider=provider,
             precision=precision,
             strict=strict,
-            deployment=None if deployment is None else DeploymentProfile.from_toml(deployment),
+            deployment=read_deployment(deployment),
         )
         url = url_of(listening, settings)
         for name, model in models.items():

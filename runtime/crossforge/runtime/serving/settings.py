@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +75,15 @@ class ServiceSettings:
         for path in (self.tls_cert, self.tls_key):
             if path is not None and not path.is_file():
                 raise InputError("a TLS file is missing", got=path, allowed="a PEM file")
+        if self.tls_cert is not None and self.tls_key is not None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_cert, self.tls_key)
+            except OSError as error:
+                raise InputError(
+                    f"TLS cannot be set up ({error.strerror or error})",
+                    got=f"{self.tls_cert} and {self.tls_key}",
+                    allowed="a certificate chain and its private key, both PEM",
+                ) from error
         if any(not key or not key.isascii() or key != key.strip() or not key.isprintable() for key in self.api_keys):
             raise InputError("an API key cannot be used", allowed="printable ASCII without spaces around it")
 

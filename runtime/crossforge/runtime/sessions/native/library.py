@@ -154,9 +154,15 @@ def _takes(compiler: str, flags: tuple[str, ...]) -> bool:
 
 
 def _compile(command: list[str]) -> None:
+    """Run a compiler whose last argument but the inputs is ``-o FILE``."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise EngineError(f"the native engine does not compile ({' '.join(command)})", got=done.stderr[-2000:])
+        got = done.stderr[-2000:] or f"exit status {done.returncode}"
+        raise EngineError(f"the native engine does not compile ({' '.join(command)})", got=got)
+    if not Path(command[command.index("-o") + 1]).is_file():
+        raise EngineError(
+            f"the compiler wrote nothing ({' '.join(command)})", fix="Name a C++17 compiler that takes GCC's options."
+        )
 
 
 @cache
