@@ -12,19 +12,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import json, sys
-from importlib.machinery import PathFinder
 
 class OnlySome:  # the finders that were there, for some packages
-    finders = [finder for finder in sys.meta_path if finder is not PathFinder] + [PathFinder]
+    finders = list(sys.meta_path)
 
     def find_spec(self, name, path=None, target=None):
         package = name.partition(".")[0]
         if package in sys.stdlib_module_names or package in sys.argv[2:]:
             return next(filter(None, (finder.find_spec(name, path, target) for finder in self.finders)), None)
-
-    def find_distributions(self, context):
-        if context.name in sys.argv[2:]:
-            yield from self.finders[-1].find_distributions(context)
 
 sys.meta_path[:] = [OnlySome()]
 from crossforge.runtime import Reranker

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import math
 import os
 import platform
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,14 +97,17 @@ def cgroup_cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
 
 
 def installed_versions(distributions: Sequence[str]) -> tuple[str, ...]:
-    """Those of the named distributions that are installed, as ``name version``."""
-    found = []
-    for name in distributions:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return tuple(found)
+    """Those of the named distributions that are installed, as ``name version``.
+
+    Read from the names of their ``.dist-info`` folders. importlib.metadata says the same, and importing it alone takes some
+    percent of the time from a process's start to its first score.
+    """
+    installed: dict[str, str] = {}
+    for folder in sys.path:
+        for path in Path(folder or ".").glob("*.dist-info"):
+            name, _, version = path.name.removesuffix(".dist-info").partition("-")
+            installed.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
+    return tuple(f"{name} {installed[name]}" for name in distributions if name in installed)
 
 
 def _onnxruntime_providers() -> tuple[str, ...]:

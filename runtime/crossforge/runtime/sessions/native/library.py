@@ -6,9 +6,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -107,6 +104,8 @@ def find_library(folder: Path | None = None) -> Path | None:
 
 def find_compiler(name: str = COMPILER) -> str | None:
     """The path of a compiler; None where there is none of this name."""
+    import shutil
+
     return shutil.which(name)
 
 
@@ -125,6 +124,8 @@ def build_library(folder: Path | None = None, *, compiler: str = COMPILER, machi
         ProviderUnavailableError: There is no such compiler.
         EngineError: It does not compile.
     """
+    import tempfile  # what only a build needs is not imported by every process that looks for the library
+
     if find_compiler(compiler) is None:
         raise ProviderUnavailableError(
             f"there is no compiler {compiler!r} to build the native engine with",
@@ -149,12 +150,16 @@ def build_library(folder: Path | None = None, *, compiler: str = COMPILER, machi
 
 def _takes(compiler: str, flags: tuple[str, ...]) -> bool:
     """Whether a compiler knows the instructions: GCC 10 does not know AVX-VNNI."""
+    import subprocess
+
     command = [compiler, *flags, "-E", "-x", "c++", os.devnull]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _compile(command: list[str]) -> None:
     """Run a compiler whose last argument but the inputs is ``-o FILE``."""
+    import subprocess
+
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         got = done.stderr[-2000:] or f"exit status {done.returncode}"
