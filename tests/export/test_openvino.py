@@ -72,7 +72,7 @@ def test_a_named_variant_runs_on_its_engine(quantized: Path, precision: Precisio
     query, passages = "where is the city", ["berlin is a city", "oranges", "the train to hamburg"] * 3
     with Reranker.load(quantized, precision="fp32", provider="cpu") as reranker:
         reference = reranker.score(query, passages)
-    with Reranker.load(quantized, precision=precision, check_golden=True) as reranker:  # the golden scores are this variant's
+    with Reranker.load(quantized, precision=precision, check_golden=True) as reranker:  # its own golden scores
         assert reranker.session.provider is ExecutionProvider.OPENVINO
         difference = np.abs(reranker.score(query, passages) - reference)
     assert difference.max() > 0, "float32 ran"
