@@ -24,7 +24,7 @@ from support.tiny_models import UNGATED, save_tiny_model
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT with one label."""
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "checkpoint")
+    return make_once(tmp_path_factory, "tiny-checkpoint", save_tiny_model)  # no two processes train the same tokenizer
 
 
 @pytest.fixture
