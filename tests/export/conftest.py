@@ -24,7 +24,8 @@ from support.tiny_models import UNGATED, save_tiny_model
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT with one label."""
-    return make_once(tmp_path_factory, "tiny-checkpoint", save_tiny_model)  # no two processes train the same tokenizer
+    # Once a run: no two processes train the same tokenizer.
+    return make_once(tmp_path_factory, "tiny", lambda path: save_tiny_model(path / "checkpoint")) / "checkpoint"
 
 
 @pytest.fixture
