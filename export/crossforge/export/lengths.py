@@ -52,14 +52,8 @@ def read_pair_truncation(
     longest = min(limits)
     max_length = longest if options.max_length is None else options.max_length
     special = tokenizer.num_special_tokens_to_add(pair=True)
-    if not special + 2 <= max_length <= longest:
-        raise SourceError(f"max_length does not suit {source}", got=max_length, allowed=f"{special + 2} to {longest}")
-    room = max_length - special - 1
-    query_max_length = options.query_max_length
-    if query_max_length is None:
-        query_max_length = min(DEFAULT_QUERY_MAX_LENGTH, max(1, room // 2))
-    if not 0 < query_max_length <= room:
-        raise SourceError("query_max_length leaves no room for a passage", got=query_max_length, allowed=f"1 to {room}")
+    _check_length(source, max_length, special, longest)
+    query_max_length = _query_length(options, max_length - special - 1, DEFAULT_QUERY_MAX_LENGTH)
     side = TruncationSide(str(getattr(tokenizer, "truncation_side", "right")))
     return Truncation(max_length=max_length, query_max_length=None if options.symmetric else query_max_length, side=side)
 
@@ -105,15 +99,25 @@ def read_prompt_truncation(
     taken = sum(len(backend.encode(text, add_special_tokens=False).ids) for text in texts)
     longest = min(_limits(config, tokenizer), default=None) or options.max_length or DEFAULT_PROMPT_LENGTH
     length = min(longest, DEFAULT_PROMPT_LENGTH) if options.max_length is None else options.max_length
+    _check_length(source, length, taken, longest)
+    query = _query_length(options, length - taken - 1, DEFAULT_PROMPT_QUERY_LENGTH)
+    return Truncation(max_length=length, query_max_length=query, side=TruncationSide.RIGHT)
+
+
+def _check_length(source: str, length: int, taken: int, longest: int) -> None:
+    """Both texts need a token beside the ``taken`` ones, and the model holds ``longest``."""
     if not taken + 2 <= length <= longest:
         raise SourceError(f"max_length does not suit {source}", got=length, allowed=f"{taken + 2} to {longest}")
-    room = length - taken - 1
-    query = options.query_max_length
-    if query is None:
-        query = min(DEFAULT_PROMPT_QUERY_LENGTH, max(1, room // 2))
-    if not 0 < query <= room:
-        raise SourceError("query_max_length leaves no room for a passage", got=query, allowed=f"1 to {room}")
-    return Truncation(max_length=length, query_max_length=query, side=TruncationSide.RIGHT)
+
+
+def _query_length(options: SourceOptions, room: int, default: int) -> int:
+    """Tokens that a query keeps of ``room``, which is what both texts share less one for the passage."""
+    length = options.query_max_length
+    if length is None:
+        length = min(default, max(1, room // 2))
+    if not 0 < length <= room:
+        raise SourceError("query_max_length leaves no room for a passage", got=length, allowed=f"1 to {room}")
+    return length
 
 
 def _limits(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[int]:
