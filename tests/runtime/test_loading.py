@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from crossforge.profiles import (
     Activation,
     CostModel,
     DeploymentProfile,
+    EngineError,
     EngineRecord,
     ExecutionProvider,
     GpuOptions,
@@ -138,6 +140,7 @@ def test_a_deployment_without_a_provider_that_runs_is_refused(tmp_path: Path) ->
 
 
 PLAN = ProviderPlan(candidates=(CUDA, CPU), rejected=(), wanted=None)
+CPU_ONLY = ProviderPlan(candidates=(CPU,), rejected=(), wanted=None)
 
 
 @without_cuda
@@ -182,6 +185,31 @@ def test_the_switches_of_a_gpu_reach_the_session(
     options = GpuOptions(io_binding=True, memory_limit_mb=512)
     open_session(bundle, plan, "fp32", make_machine(), strict=True, check_files=True, gpu=options)
     assert asked == [expected]
+
+
+def test_what_takes_the_lock_of_python_is_done_while_the_model_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path))
+    done = Event()
+    monkeypatch.setattr(loading, "OnnxRuntimeSession", lambda path, **options: done.wait(10) and FakeSession())  # noqa: ARG005
+
+    opened = open_session(bundle, CPU_ONLY, "fp32", make_machine(), strict=True, check_files=True, meanwhile=done.set)
+    assert isinstance(opened.session, FakeSession)
+
+
+def test_a_session_is_closed_where_something_else_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path))
+    session = FakeSession()
+    monkeypatch.setattr(loading, "OnnxRuntimeSession", lambda path, **options: session)  # noqa: ARG005
+
+    def fail() -> None:
+        raise InputError("no such instruction")
+
+    with pytest.raises(InputError, match="no such instruction"):
+        open_session(bundle, CPU_ONLY, "fp32", make_machine(), strict=True, check_files=True, meanwhile=fail)
+    with pytest.raises(EngineError, match="the session is closed"):
+        session.run({})
 
 
 def test_cuda_graphs_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +55,7 @@ def open_session(
     lanes: int | None = None,
     allow_host_code: bool = False,
     gpu: GpuOptions = EVERYTHING_OFF,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> OpenedSession:
     """Open the session of the first planned provider that loads.
 
@@ -68,6 +71,8 @@ def open_session(
             and one a core on the processor.
         allow_host_code: Load an engine that embeds code for the host.
         gpu: How batches run on a GPU.
+        meanwhile: Called while a variant's file loads, on the calling thread, once its digests are compared; again for the
+            next provider. It may hold Python's lock: engines load without it.
 
     Raises:
         InputError: The bundle has no such variant.
@@ -93,7 +98,15 @@ def open_session(
                 )
             else:
                 choice = select_precision(precision, bundle.manifest, provider, machine)
-                session = _open_checked(bundle, choice.precision, provider, lanes=lanes, check_files=check_files, gpu=gpu)
+                session = _open_checked(
+                    bundle,
+                    choice.precision,
+                    provider,
+                    lanes=lanes,
+                    check_files=check_files,
+                    gpu=gpu,
+                    meanwhile=meanwhile,
+                )
                 opened = OpenedSession(session=session, choice=choice)
         except (EngineError, ProviderUnavailableError) as error:
             if strict or provider is plan.candidates[-1]:
@@ -136,25 +149,34 @@ def _open_checked(
     lanes: int | None,
     check_files: bool,
     gpu: GpuOptions,
+    meanwhile: Callable[[], object],
 ) -> Session:
-    """Load a variant while another thread compares its files' digests: hashing costs a cold start next to nothing."""
-    bundle.provide(bundle.files_to_run(precision))
+    """Load a variant on another thread, while this one compares the files' digests and does what else there is.
+
+    An engine loads without Python's lock, and digests are computed without it. What holds the lock comes behind them, or it
+    could keep the other thread from the engine.
+    """
+    names = bundle.files_to_run(precision)
+    bundle.provide(names)
     path = bundle.path / bundle.manifest.variants[precision].path
-    names = bundle.files_to_run(precision) if check_files else ()
-    with ThreadPoolExecutor(1, thread_name_prefix="crossforge-check") as checker:
-        checked = checker.submit(bundle.check, names)
+    with ThreadPoolExecutor(1, thread_name_prefix="crossforge-open") as opener:
+        opening = opener.submit(
+            open_model, path, provider, precision=precision, labels=bundle.manifest.output_columns, lanes=lanes, gpu=gpu
+        )
         try:
-            labels = bundle.manifest.output_columns
-            session = open_model(path, provider, precision=precision, labels=labels, lanes=lanes, gpu=gpu)
-        except (EngineError, BundleError, ProviderUnavailableError):
-            checked.result()  # a damaged file explains the failure better than the engine does
+            if check_files:
+                bundle.check(names)  # a damaged file explains a failure better than the engine does
+            meanwhile()
+        except BaseException:
+            with suppress(EngineError, BundleError, ProviderUnavailableError):
+                opening.result().close()
             raise
-        try:
-            checked.result()
-            _check_inputs(path, session, bundle.manifest)
-        except BundleError:
-            session.close()
-            raise
+        session = opening.result()
+    try:
+        _check_inputs(path, session, bundle.manifest)
+    except BundleError:
+        session.close()
+        raise
     return session
 
 

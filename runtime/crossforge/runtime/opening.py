@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from crossforge.profiles import DeploymentProfile, ProviderFallbackWarning
@@ -66,35 +66,36 @@ def open_scorer(
     if plan.is_fallback:
         warnings.warn(f"running on {plan.explain()}", ProviderFallbackWarning, stacklevel=3)
     bundle.provide((TOKENIZER_NAME,))
-    with ThreadPoolExecutor(1, thread_name_prefix="crossforge-load") as loader:  # beside the session, to start sooner
-        tokenizer_loading = loader.submit(
-            open_tokenizer,
+    tokenizer = functools.cache(
+        lambda: open_tokenizer(
             bundle.path,
             bundle.manifest,
             instruction=instruction,
             cache=TokenCache(deployment.passage_cache_bytes) if deployment.passage_cache_bytes else None,
         )
-        opened = open_session(
-            bundle,
-            plan,
-            precision,
-            machine,
-            engine=decision.engine,
-            lanes=deployment.workers,
-            strict=strict,
-            check_files=check_files,
-            allow_host_code=allow_host_code,
-            gpu=deployment.gpu,
-        )
+    )
+    opened = open_session(
+        bundle,
+        plan,
+        precision,
+        machine,
+        engine=decision.engine,
+        lanes=deployment.workers,
+        strict=strict,
+        check_files=check_files,
+        allow_host_code=allow_host_code,
+        gpu=deployment.gpu,
+        meanwhile=tokenizer,
+    )
     session, choice = opened.session, opened.choice
     try:
-        tokenizer = tokenizer_loading.result()
+        tokenizer()
     except BaseException:
         session.close()
         raise
     scorer = kind(
         session,
-        tokenizer,
+        tokenizer(),
         bundle.manifest,
         precision=choice.precision,
         budget_tokens=deployment.budget_tokens or default_budget_tokens(session.provider),
