@@ -31,10 +31,11 @@ from crossforge.export.passes import (
     keep_first_row,
     quantize_int8_dynamic,
     quantize_int8_static,
+    settle_shapes,
     smooth,
     trim_vocabulary,
 )
-from crossforge.export.passes.graph import ONE, find_types, probe_shapes
+from crossforge.export.passes.graph import ONE, find_types, integer_constants, probe_shapes
 from crossforge.export.passes.int8_static import ActivationType
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.trim_vocabulary import TrimResult
@@ -104,6 +105,15 @@ def one_row_claim(_before: ModelProto, after: ModelProto) -> str:
     return f"{sum(ONE in shapes[node.output[0]][1:2] for node in linear)} linear layers and "
 
 
+def settled_claim(before: ModelProto, after: ModelProto) -> str:
+    def constant_targets(model: ModelProto) -> int:
+        constants = integer_constants(model.graph)
+        return sum(node.op_type == "Reshape" and node.input[1] in constants for node in model.graph.node)
+
+    gone = len(before.graph.node) - len(after.graph.node)
+    return f"{constant_targets(after) - constant_targets(before)} reshapes have constant targets, {gone} nodes are gone"
+
+
 def fused_for_cuda_claim(_before: ModelProto, after: ModelProto) -> str:
     counts = Counter(node.op_type for node in after.graph.node if node.domain)
     return "fused: " + ", ".join(f"{count} {op_type}" for op_type, count in sorted(counts.items()))
@@ -142,6 +152,7 @@ def trimmed_claim(before: ModelProto, after: ModelProto) -> str:
 
 PASSES: Mapping[str, Pass] = {
     "keep_first_row": Pass(apply=lambda model, _: keep_first_row(model), tolerance=1e-5, claim=one_row_claim),
+    "settle_shapes": Pass(apply=lambda model, _: settle_shapes(model), tolerance=1e-5, claim=settled_claim),
     "fuse_for_cpu": Pass(
         apply=lambda model, _: fuse_for_cpu(model),
         tolerance=1e-5,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from crossforge.export.source import LoadedSource, SourceOptions, digest_weights, load_source
-from crossforge.profiles import SourceError
+from crossforge.profiles import InputError, SourceError
 from support.tiny_models import edit_json, save_tiny_model
 
 
@@ -41,6 +41,12 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_file_is_refused(tiny_checkpoint: Path) -> None:
     with pytest.raises(SourceError, match="is a file"):
         load_source(str(tiny_checkpoint / "config.json"))
+
+
+@pytest.mark.parametrize("source", ["demo", "demo-embedder", ""])
+def test_a_revision_of_what_is_here_is_refused(tiny_checkpoint: Path, source: str) -> None:
+    with pytest.raises(InputError, match="a revision is a commit, branch or tag of a model on the hub"):
+        load_source(source or str(tiny_checkpoint), SourceOptions(revision="main"))
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:

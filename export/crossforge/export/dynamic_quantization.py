@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from crossforge.export.calibration import collect_statistics
-from crossforge.export.passes import PassResult, keep_first_row, quantize_int8_dynamic, smooth
+from crossforge.export.passes import PassResult, keep_first_row, quantize_int8_dynamic, settle_shapes, smooth
 from crossforge.export.passes.int8_dynamic import refuse_quantized
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.rounding import LEVELS, column_scales, round_by_output
@@ -30,7 +30,8 @@ class DynamicRecipe:
     """A model that is ready to be quantized, wholly or in part."""
 
     model: ModelProto
-    """Smoothed, its last layer cut to the row that the head reads, still float32: the same logits up to rounding."""
+    """Smoothed, its last layer cut to the row that the head reads, no shape computed that is known; still float32: the same
+    logits up to rounding."""
     rounded: dict[str, NDArray[np.int8]]
     """Each encoder weight in int8, by name."""
     smoothed: int
@@ -93,7 +94,7 @@ def prepare_int8(model: ModelProto, batches: Sequence[Batch], *, levels: int = L
                 gram = seen[product.activation].gram
                 weight = numpy_helper.to_array(weights[product.weight])
                 rounded[product.weight] = round_by_output(weight, column_scales(weight, levels), gram, levels)
-    return DynamicRecipe(model=current, rounded=rounded, smoothed=smoothed, levels=levels)
+    return DynamicRecipe(model=settle_shapes(current).model, rounded=rounded, smoothed=smoothed, levels=levels)
 
 
 def quantize_int8(model: ModelProto, batches: Sequence[Batch]) -> PassResult:

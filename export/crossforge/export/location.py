@@ -10,7 +10,7 @@ from crossforge.export.bi_encoder import is_bi_encoder
 from crossforge.export.demo import DEMO, DEMO_EMBEDDER, find_demo_base, materialize_demo_model
 from crossforge.export.json_files import read_json_if_there
 from crossforge.export.options import SourceOptions
-from crossforge.profiles import SourceError
+from crossforge.profiles import InputError, SourceError
 from crossforge.runtime.hub import is_hub_id
 
 ALLOWED_SOURCES = "a model folder, a hub id, or the word demo or demo-embedder"
@@ -45,11 +45,16 @@ def locate(source: str, options: SourceOptions) -> Location:
 
     Raises:
         SourceError: There is no such source, or no hub that answers for it.
+        InputError: A revision is named of what is not on the hub.
     """
+    path = Path(source).expanduser()
+    if options.revision is not None and (source in (DEMO, DEMO_EMBEDDER) or path.exists()):
+        raise InputError(
+            f"a revision is a commit, branch or tag of a model on the hub, and {source} is here", got=options.revision
+        )
     if source in (DEMO, DEMO_EMBEDDER):
         folder = materialize_demo_model() if source == DEMO else find_demo_base()
         return Location(name=str(folder), facts=folder, commit=None, public_id=source)
-    path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / MODULES).is_file():
             raise SourceError(f"the folder {source} holds no model: it has no config.json")

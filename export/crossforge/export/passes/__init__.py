@@ -8,6 +8,7 @@ from crossforge.export.passes.fuse_cuda import fuse_for_cuda
 from crossforge.export.passes.int8_dynamic import quantize_int8_dynamic
 from crossforge.export.passes.int8_static import quantize_int8_static
 from crossforge.export.passes.result import PassResult
+from crossforge.export.passes.settle_shapes import settle_shapes
 from crossforge.export.passes.smooth import smooth
 from crossforge.export.passes.trim_vocabulary import trim_vocabulary
 
@@ -20,6 +21,7 @@ __all__ = [
     "keep_first_row",
     "quantize_int8_dynamic",
     "quantize_int8_static",
+    "settle_shapes",
     "smooth",
     "trim_vocabulary",
 ]

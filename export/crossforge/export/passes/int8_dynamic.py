@@ -12,7 +12,7 @@ word embeddings are stored as int8 with one scale a row. Runs in ONNX Runtime (`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from crossforge.export.onnx import opset_of
 from crossforge.export.passes import gelu
+from crossforge.export.passes.graph import probe_shapes
 from crossforge.export.passes.int8_graph import Int8Graph
 from crossforge.export.passes.products import find_encoder_products
 from crossforge.export.passes.result import PassResult
@@ -123,7 +124,9 @@ class _TokenRewriter:
         self._graph = graph
         self._opset = opset_of(model)
         self._gelu_outputs = gelu.find_gelu_outputs(model)
+        self._shapes = probe_shapes(model)
         self._quantized: dict[str, str] = {}  # activation -> prefix of its quantized form
+        self._shared: dict[Hashable, str] = {}  # what is computed once for all activations of as many rows
         self.products = 0
 
     @property
@@ -142,7 +145,6 @@ class _TokenRewriter:
         one = constant("int8_one", np.asarray(1, np.float32))
         zero_point = constant(f"int8_{code.name}_zero_point", np.asarray(code.zero_point, np.uint8))
         zero = constant("int8_zero", np.asarray(0, np.int8))
-        width = constant(f"int8_width_{columns.shape[1]}", np.asarray([columns.shape[1]], np.int64))
         # The engine's product takes one activation scale; the token's own is applied to the float result.
         add(
             "MatMulIntegerToFloat",
@@ -151,8 +153,7 @@ class _TokenRewriter:
             domain=_MICROSOFT,
         )
         add("Mul", [f"{out}_unscaled", f"{token}_scale"], f"{out}_tokens")
-        add("Concat", [f"{token}_batch", width], f"{out}_shape", axis=0)
-        add("Reshape", [f"{out}_tokens", f"{out}_shape"], out)
+        add("Reshape", [f"{out}_tokens", self._shape_of(activation, columns.shape[1])], out)
         self.products += 1
 
     def _quantize_tokens(self, activation: str, code: _TokenCode, *, inner: int) -> str:
@@ -165,7 +166,6 @@ class _TokenRewriter:
         axis = constant("int8_axis", np.asarray([1], np.int64))
         step = constant(f"int8_{code.name}_step", np.asarray(1 / code.levels, np.float32))
         smallest = constant(f"int8_{code.name}_smallest", np.asarray(code.smallest_scale, np.float32))
-        begin, end = constant("int8_0", np.asarray([0], np.int64)), constant("int8_2", np.asarray([2], np.int64))
         add("Reshape", [activation, flat], f"{prefix}_flat")
         largest_of = f"{prefix}_flat"
         if code.signed:
@@ -177,11 +177,37 @@ class _TokenRewriter:
             add("ReduceMax", [largest_of], f"{prefix}_max", axes=[1], keepdims=0)
         add("Mul", [f"{prefix}_max", step], f"{prefix}_raw")
         add("Max", [f"{prefix}_raw", smallest], f"{prefix}_scales")
-        add("Shape", [f"{prefix}_scales"], f"{prefix}_count")
-        zero_point = numpy_helper.from_array(np.asarray([code.zero_point], np.uint8))
-        add("ConstantOfShape", [f"{prefix}_count"], f"{prefix}_zero", value=zero_point)
-        add("QuantizeLinear", [f"{prefix}_flat", f"{prefix}_scales", f"{prefix}_zero"], f"{prefix}_q", axis=0)
+        zero = self._zero_points(activation, f"{prefix}_scales", code)
+        add("QuantizeLinear", [f"{prefix}_flat", f"{prefix}_scales", zero], f"{prefix}_q", axis=0)
         add("Unsqueeze", [f"{prefix}_scales", axis], f"{prefix}_scale")
-        add("Shape", [activation], f"{prefix}_shape")
-        add("Slice", [f"{prefix}_shape", begin, end], f"{prefix}_batch")
         return prefix
+
+    def _shape_of(self, activation: str, width: int) -> str:
+        """[batch, sequence, width], computed once for all activations of as many rows."""
+        rows = self._rows(activation)
+        if (rows, width) not in self._shared:
+            add, constant = self._graph.add, self._graph.constant
+            if rows not in self._shared:
+                begin, end = constant("int8_0", np.asarray([0], np.int64)), constant("int8_2", np.asarray([2], np.int64))
+                self._shared[rows] = f"{activation}_rows"
+                add("Shape", [activation], f"{activation}_shape")
+                add("Slice", [f"{activation}_shape", begin, end], self._shared[rows])
+            self._shared[rows, width] = f"{self._shared[rows]}_{width}"
+            columns = constant(f"int8_width_{width}", np.asarray([width], np.int64))
+            add("Concat", [self._shared[rows], columns], self._shared[rows, width], axis=0)
+        return self._shared[rows, width]
+
+    def _zero_points(self, activation: str, scales: str, code: _TokenCode) -> str:
+        """A zero point for each scale, computed once for all activations of as many rows."""
+        key = (self._rows(activation), code.name)
+        if key not in self._shared:
+            self._shared[key] = f"{scales}_zero"
+            value = numpy_helper.from_array(np.asarray([code.zero_point], np.uint8))
+            self._graph.add("Shape", [scales], f"{scales}_count")
+            self._graph.add("ConstantOfShape", [f"{scales}_count"], self._shared[key], value=value)
+        return self._shared[key]
+
+    def _rows(self, activation: str) -> Hashable:
+        """What is equal for activations of as many rows; where shape inference cannot tell, the activation alone."""
+        rows = self._shapes.get(activation, ())[:2]
+        return activation if len(rows) < 2 or None in rows else rows
