@@ -229,7 +229,7 @@ def test_a_recipe_ends_in_a_bundle_that_was_evaluated(
         "bi-encoder": tiny_base,
         "held-out": 0.4,
         "negatives": 2,
-        "epochs": 10,
+        "epochs": 40,
         "learning-rate": 3e-3,
         "max-length": 48,
         "query-max-length": 16,
@@ -241,7 +241,8 @@ def test_a_recipe_ends_in_a_bundle_that_was_evaluated(
 
     said = capsys.readouterr().out
     losses = [float(value) for value in said.split("every ten steps: ")[1].splitlines()[0].split(", ")]
-    assert losses[-1] < losses[0]
+    later = losses[len(losses) // 2 :]  # a step reads few pairs: single figures go up and down
+    assert sum(later) / len(later) < losses[0]
     assert said.count("trained, fp32") == 2  # held out, and the further run
     tokenizer = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
     assert tokenizer["truncation"] is None
