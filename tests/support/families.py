@@ -9,6 +9,7 @@ from itertools import islice, product
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from crossforge.profiles import PairTemplate, SpecialTokens
+from support.pieces import fill_unigram
 
 SENTENCES = (
     "the quick brown fox jumps over the lazy dog",
@@ -109,10 +110,7 @@ def _xlm_roberta() -> Tokenizer:
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120, special_tokens=_FAIRSEQ_TOKENS, unk_token=_FAIRSEQ_TOKENS[3], show_progress=False
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    fill_unigram(tokenizer, SENTENCES, size=120, special_tokens=_FAIRSEQ_TOKENS, unknown="<unk>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )

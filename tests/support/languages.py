@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import XLMRobertaTokenizerFast
 
+from support.pieces import fill_unigram
 from support.tiny_models import MAX_LENGTH, save_tiny_model
 
 TEXTS: dict[str, tuple[str, ...]] = {
@@ -71,13 +72,9 @@ def _trained() -> str:
     # As XLM-R's: compatibility forms are folded, runs of spaces are one, and words begin with a mark.
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=900,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        unk_token="<unk>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([text for texts in TEXTS.values() for text in texts], trainer)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    texts = [text for spoken in TEXTS.values() for text in spoken]
+    fill_unigram(tokenizer, texts, size=900, special_tokens=special, unknown="<unk>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )

@@ -28,6 +28,7 @@ from transformers import (
 from crossforge.export.exporter import ExportOptions
 from crossforge.export.gates import OPEN_GATE
 from crossforge.profiles import Precision
+from support.pieces import fill_unigram, fill_word_piece
 
 MAX_LENGTH = 96
 """Tokens of a pair that every tiny model reads."""
@@ -176,7 +177,7 @@ def _word_piece() -> str:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    _train(tokenizer, trainers.WordPieceTrainer, special_tokens=_BERT_TOKENS)
+    fill_word_piece(tokenizer, TEXTS, size=_PIECES, special_tokens=_BERT_TOKENS)
     return _join(tokenizer, single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
 
 
@@ -184,8 +185,13 @@ def _word_piece() -> str:
 def _byte_pairs_of_roberta() -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    _train(tokenizer, trainers.BpeTrainer, special_tokens=_ROBERTA_TOKENS, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=_PIECES,
+        special_tokens=_ROBERTA_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
     end, start = (("</s>", 2), ("<s>", 0))
     tokenizer.post_processor = processors.RobertaProcessing(end, start, add_prefix_space=False)
     return str(tokenizer.to_str())
@@ -199,26 +205,22 @@ def _byte_pairs_of_modernbert() -> str:
 
 @cache
 def _unigram_of_xlm_roberta() -> str:
-    tokenizer = _train_unigram(_ROBERTA_TOKENS, unknown="<unk>")
+    tokenizer = _make_unigram(_ROBERTA_TOKENS, unknown="<unk>")
     return _join(tokenizer, single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>")
 
 
 @cache
 def _unigram_of_deberta() -> str:
-    tokenizer = _train_unigram(_BERT_TOKENS, unknown="[UNK]")
+    tokenizer = _make_unigram(_BERT_TOKENS, unknown="[UNK]")
     return _join(tokenizer, single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
 
 
-def _train_unigram(special_tokens: list[str], unknown: str) -> Tokenizer:
+def _make_unigram(special_tokens: list[str], unknown: str) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    _train(tokenizer, trainers.UnigramTrainer, special_tokens=special_tokens, unk_token=unknown)
+    fill_unigram(tokenizer, TEXTS, size=_PIECES, special_tokens=special_tokens, unknown=unknown)
     return tokenizer
-
-
-def _train(tokenizer: Tokenizer, trainer: Callable[..., Any], **options: Any) -> None:
-    tokenizer.train_from_iterator(TEXTS, trainer(vocab_size=_PIECES, show_progress=False, **options))
 
 
 def _join(tokenizer: Tokenizer, *, single: str, pair: str) -> str:
