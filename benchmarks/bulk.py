@@ -78,7 +78,7 @@ def write_pairs(size: int) -> Path:
 def run(model: str, bundle: Path, size: int, *, ray: bool) -> dict[str, Any]:
     source, output = write_pairs(size), BUILD / "out.jsonl"
     output.unlink(missing_ok=True)
-    command = [sys.executable, "-c", "from crossforge.export.cli import main; main()", "bulk"]
+    command = [sys.executable, "-c", "from crossforge.export.main import main; main()", "bulk"]
     options = ["--shard-pairs", str(SHARD_PAIRS), "--json", *(["--ray", "--address", "local"] if ray else [])]
     start = time.perf_counter()
     done = subprocess.run([*command, bundle, source, output, *options], stdout=subprocess.PIPE, text=True, check=True)

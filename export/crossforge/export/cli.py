@@ -1,9 +1,7 @@
-"""The entry point: ``demo``, and every other command from the module that it lives in."""
+"""All commands: ``demo``, and every other one from the module that it lives in."""
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -113,13 +111,3 @@ for group in (
     serving_app,
 ):
     app.add_typer(group)
-
-
-def main() -> None:
-    """Run the command line."""
-    try:
-        app()
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); leave without a traceback when Python flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None

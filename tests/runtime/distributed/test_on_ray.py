@@ -20,7 +20,7 @@ from support.bulk import ROOT, environment, make_records, ray_cluster, write_jso
 pytestmark = pytest.mark.slow
 
 SHARD_PAIRS = 10
-MAIN = "from crossforge.export.cli import main; main()"
+MAIN = "from crossforge.export.main import main; main()"
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def served(*arguments: str | Path) -> Iterator[tuple[str, subprocess.Popen[str]]
         [
             sys.executable,
             "-c",
-            "from crossforge.export.cli import main; main()",
+            "from crossforge.export.main import main; main()",
             "serve",
             "--port",
             "0",
@@ -125,7 +125,7 @@ def test_a_stop_while_the_models_load_ends_the_command_at_once() -> None:
     code = (
         "import signal, sys, crossforge.runtime.serving.models as models;"
         "models.load_models = lambda *_, **__: [print('loading', flush=True), signal.pause(), print('loaded', flush=True)];"
-        "from crossforge.export.cli import main; main()"
+        "from crossforge.export.main import main; main()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "serve", "--port", "0", "bundle"],
@@ -217,7 +217,7 @@ def test_the_process_answers_what_is_half_sent_when_it_is_told_to_stop_and_frees
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
 def test_a_missing_package_answers_with_its_install_line(tmp_path: Path, package: str) -> None:
-    code = f"import sys; sys.modules['{package}'] = None; from crossforge.export.cli import main; main()"
+    code = f"import sys; sys.modules['{package}'] = None; from crossforge.export.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "serve", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": SOURCES},
