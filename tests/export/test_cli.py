@@ -384,3 +384,11 @@ def test_quantize_names_bad_input(tiny_bundle: Path, tmp_path: Path, arguments: 
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--verification", "--calibration"])
+def test_export_reads_its_pairs_before_the_checkpoint(tiny_checkpoint: Path, tmp_path: Path, option: str) -> None:
+    result = crossforge("export", tiny_checkpoint, tmp_path / "bundle", option, "nowhere.jsonl")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: cannot read nowhere.jsonl (No such file or directory)\n"
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from crossforge.export.bundle import record_files, refuse_other_content, staged_bundle
 from crossforge.export.decoder import export_decoder
+from crossforge.export.evidence import Evidence, read_evidence
 from crossforge.export.onnx import export_onnx, export_transformer, opset_of
 from crossforge.export.options import SourceOptions, VariantOptions
 from crossforge.export.pairs import flatten, verification_pairs
@@ -86,12 +87,13 @@ def export_bundle(
     options = options or ExportOptions()
     progress = progress or Silent()
     refuse_other_content(Path(target))
+    evidence = read_evidence(options)
     with progress.stage("load the checkpoint") as stage:
         loaded = load_source(source, options.source)
         parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
         stage.note = f"{type(loaded.model).__name__}, {parameters / 1e6:.1f} M parameters"
     with staged_bundle(target) as folder:
-        manifest = _Export(loaded, options, folder, progress).run()
+        manifest = _Export(loaded, options, evidence, folder, progress).run()
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -99,9 +101,12 @@ def export_bundle(
 class _Export:
     """One export in progress: holds what its stages share."""
 
-    def __init__(self, loaded: LoadedSource, options: ExportOptions, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self, loaded: LoadedSource, options: ExportOptions, evidence: Evidence, folder: Path, progress: Progress
+    ) -> None:
         self._loaded = loaded
         self._options = options
+        self._evidence = evidence
         self._folder = folder
         self._progress = progress
 
@@ -116,6 +121,7 @@ class _Export:
             self._loaded.scoring,
             pad_token_id=self._pad_token_id(),
             options=self._options,
+            evidence=self._evidence,
             progress=self._progress,
             embedding=embedding,
         )

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crossforge.export.evidence import Evidence
 from crossforge.export.gates import GATES, Gate
 from crossforge.export.options import VariantOptions
-from crossforge.export.pairs import read_verification
 from crossforge.export.parity import compare_logits, compare_queries, describe_moved, describe_parity
-from crossforge.export.quality import Judgements, read_qrels
 from crossforge.export.recipe import Settings
 from crossforge.export.reports import VariantReport, to_json
 from crossforge.export.runner import EmbeddingRunner, ModelRunner
@@ -27,7 +26,6 @@ from crossforge.profiles import (
 from crossforge.profiles.precision import BF16_INSTRUCTION_SETS, EXACT_INT8_INSTRUCTION_SETS
 from crossforge.runtime.activation import Floats
 from crossforge.runtime.progress import Stage
-from crossforge.runtime.records import QueryRecord
 
 _FP32_TOLERANCE = 1e-3
 _QUANTIZED_TOLERANCE_FACTOR = 2.0
@@ -55,12 +53,12 @@ class VariantJudge:
         folder: The bundle's folder, being written.
         runner: Runs the variants.
         scoring: What the logits mean.
-        options: The pairs, the judgements and the gates.
-        calibration: What variants are tuned on, which must not judge them too.
+        options: The gates, and where the report goes.
+        evidence: The pairs, and their judgements.
         reduce_range: Whether int8's weights have seven bits, so that no processor saturates.
 
     Raises:
-        InputError: The verification pairs or the judgements cannot be used or could show no loss, or the report not written.
+        InputError: There are judgements, and no label of the model ranks.
     """
 
     def __init__(
@@ -70,18 +68,22 @@ class VariantJudge:
         scoring: Scoring,
         options: VariantOptions,
         *,
-        calibration: Sequence[QueryRecord],
+        evidence: Evidence,
         reduce_range: bool,
     ) -> None:
-        if options.report is not None and (options.report.is_dir() or not options.report.parent.is_dir()):
-            raise InputError(f"cannot write the report {options.report}", allowed="a file in a folder that is there")
+        if evidence.judgements is not None and scoring.ranking_label is None:
+            raise InputError(
+                "judgements are of rankings, and no label of this model ranks",
+                got=f"labels {', '.join(scoring.labels)}",
+                fix="Name the one that does when you export it: --ranking-label.",
+            )
         self._folder = folder
         self._runner = runner
         self._scoring = scoring
         self._options = options
         self._reduce_range = reduce_range
-        self.records = read_verification(options.verification, calibration=calibration)
-        self._judgements = None if options.qrels is None else self._read_judgements(options.qrels)
+        self.records = evidence.verification
+        self._judgements = evidence.judgements
         self.variants: dict[Precision, Variant] = {}
         self.reports: dict[Precision, VariantReport] = {}
 
@@ -173,25 +175,6 @@ class VariantJudge:
             golden_tolerance=tolerance,
             parity=parity,
         )
-
-    def _read_judgements(self, qrels: Path) -> Judgements:
-        """The judgements, if a loss of nDCG could show in them."""
-        if self._scoring.ranking_label is None:
-            raise InputError(
-                "judgements are of rankings, and no label of this model ranks",
-                got=f"labels {', '.join(self._scoring.labels)}",
-                fix="Name the one that does when you export it: --ranking-label.",
-            )
-        judgements = read_qrels(qrels)
-        judged = [(record, judgements[record.qid]) for record in self.records if record.qid in judgements]
-        grades = [{max(0, judged_.get(p.id, 0)) for p in record.passages} for record, judged_ in judged]
-        if judged and all(len(found) < 2 for found in grades):
-            raise InputError(
-                f"{qrels} tells no passages of the verification pairs apart, so nothing could show a loss of nDCG",
-                got=f"one grade alone in each of {len(judged)} judged queries",
-                allowed="grades of the passage ids that the pairs have",
-            )
-        return judgements
 
     def _refuse_empty_verdict(self, gate: Gate, parity: ParityReport) -> None:
         """Refuse to judge by pairs on which no variant could fail."""

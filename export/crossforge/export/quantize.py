@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from crossforge.export.bundle import record_files, staged_bundle
+from crossforge.export.evidence import read_evidence
 from crossforge.export.options import VariantOptions
 from crossforge.export.reports import read_reports, write_reports
 from crossforge.export.variants import VariantMaker
@@ -66,6 +67,7 @@ def quantize_bundle(
         )
     if not fp32.parity.passed:
         raise InputError("the bundle's fp32 variant failed its own gate", fix="Export it again.")
+    evidence = read_evidence(options)
     opened.check(manifest.files)
     with staged_bundle(target or opened.path) as folder:
         shutil.copytree(opened.path, folder, dirs_exist_ok=True)
@@ -75,6 +77,7 @@ def quantize_bundle(
             manifest.scoring,
             pad_token_id=manifest.pad_token_id,
             options=options,
+            evidence=evidence,
             progress=progress,
             embedding=manifest.embedding,
         )

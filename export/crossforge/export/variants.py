@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 
-from crossforge.export.calibration import read_calibration
 from crossforge.export.dynamic_quantization import DynamicRecipe, prepare_int8
+from crossforge.export.evidence import Evidence
 from crossforge.export.judge import Measured, VariantJudge
 from crossforge.export.native import check_architecture, make_encoder
 from crossforge.export.onnx import opset_of, save_onnx, weight_bytes
@@ -58,11 +59,12 @@ class VariantMaker:
         scoring: What the logits mean.
         pad_token_id: Fills rows up to a batch's length.
         options: How variants are made and judged.
+        evidence: What they are tuned on and judged by.
         progress: Told of each stage.
         embedding: What a bi-encoder makes of texts; None of a cross-encoder.
 
     Raises:
-        InputError: The verification or calibration pairs, or the judgements, cannot be used, or the report not written.
+        InputError: There are judgements, and no label of the model ranks.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class VariantMaker:
         *,
         pad_token_id: int,
         options: VariantOptions,
+        evidence: Evidence,
         progress: Progress,
         embedding: Embedding | None = None,
     ) -> None:
@@ -87,17 +90,17 @@ class VariantMaker:
             pad_token_id=pad_token_id,
             external_data_threshold_bytes=options.external_data_threshold_bytes,
         )
-        self._calibration = read_calibration(options.calibration)
+        self._calibration = evidence.calibration
         self._machine = inspect_machine()
         exact = bool(set(EXACT_INT8_INSTRUCTION_SETS) & set(self._machine.instruction_sets))
         self._reduce_range = not exact if options.reduce_range is None else options.reduce_range
         self._judge = VariantJudge(
-            folder, self._runner, scoring, options, calibration=self._calibration, reduce_range=self._reduce_range
+            folder, self._runner, scoring, options, evidence=evidence, reduce_range=self._reduce_range
         )
         self._dynamic: tuple[ModelProto, bool, DynamicRecipe] | None = None
 
     @property
-    def records(self) -> list[QueryRecord]:
+    def records(self) -> Sequence[QueryRecord]:
         """The verification queries with their passages."""
         return self._judge.records
 
