@@ -1,4 +1,4 @@
-"""The native engine's kernels for other processors: ARM's under an emulator, AVX-VNNI's in another encoding."""
+"""The native engine's kernels for other processors: ARM's emulated, AVX-VNNI's in another encoding, AMX's in C++."""
 
 from __future__ import annotations
 
@@ -10,23 +10,33 @@ import pytest
 
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.sessions.native import library as native
-from crossforge.runtime.sessions.native.library import build_library
+from crossforge.runtime.sessions.native.library import build_library, kernels_here, load_library
 
 PROGRAM = Path(__file__).parents[1] / "support" / "compare_kernels.cpp"
+EMULATED_TILES = PROGRAM.with_name("emulated_tiles.h")
+NONE_DIFFERS = " 0 pairs differ alone"
 ARM_COMPILER = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64-static"
 
 
-def compare(folder: Path, compiler: str, kernels: str, *, emulator: tuple[str, ...] = (), machine: str | None = None) -> str:
+def compare(folder: Path, compiler: str, *kernels: str, emulator: tuple[str, ...] = (), machine: str | None = None) -> str:
     """Compile the engine and the program beside it; run it."""
     library = build_library(folder, compiler=compiler, machine=machine)
     program = folder / "compare_kernels"
     headers = Path(native.__file__).parent
     command = [compiler, "-std=c++17", "-O2", f"-I{headers}", str(PROGRAM), str(library), f"-Wl,-rpath,{folder}"]
     subprocess.run([*command, "-o", str(program)], check=True)
-    done = subprocess.run([*emulator, str(program), kernels], capture_output=True, text=True, check=False)
+    done = subprocess.run([*emulator, str(program), *kernels], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def write_compiler(path: Path, options: str, *, without: str = "none") -> str:
+    """A g++ that has further options, and does not know one of its own."""
+    refuses = f'case "$*" in *{without}*) exit 1 ;; esac'
+    path.write_text(f'#!/bin/sh\n{refuses}\nexec g++ {options} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
 
 
 @pytest.mark.slow
@@ -35,15 +45,25 @@ def test_arm_kernels_compute_what_the_plain_ones_do(tmp_path: Path) -> None:
         if shutil.which(tool) is None:
             pytest.skip(f"there is no {tool}")
     emulator = (EMULATOR, "-L", "/usr/aarch64-linux-gnu")
-    assert "0 pairs differ alone" in compare(tmp_path, ARM_COMPILER, "asimddp", emulator=emulator, machine="aarch64")
+    assert NONE_DIFFERS in compare(tmp_path, ARM_COMPILER, "asimddp", emulator=emulator, machine="aarch64")
 
 
 @pytest.mark.slow
 def test_avx_vnni_kernels_compute_what_the_plain_ones_do(tmp_path: Path) -> None:
     if shutil.which("g++") is None or "avx512_vnni" not in inspect_machine().instruction_sets:
         pytest.skip("this needs g++ and a processor with AVX-512 VNNI, whose encoding stands in for the other")
-    compiler = tmp_path / "compiler"
-    knows_no_avx_vnni = 'case "$*" in *-mavxvnni*) exit 1 ;; esac'
-    compiler.write_text(f'#!/bin/sh\n{knows_no_avx_vnni}\nexec g++ -DCROSSFORGE_EVEX -mfma -mavx512vl -mavx512vnni "$@"\n')
-    compiler.chmod(0o755)
-    assert "0 pairs differ alone" in compare(tmp_path, str(compiler), "avx_vnni")
+    compiler = write_compiler(tmp_path / "compiler", "-DCROSSFORGE_EVEX -mfma -mavx512vl -mavx512vnni", without="-mavxvnni")
+    assert NONE_DIFFERS in compare(tmp_path, compiler, "avx_vnni")
+
+
+@pytest.mark.slow
+def test_amx_kernels_compute_what_avx_512_s_do_bit_for_bit(tmp_path: Path) -> None:
+    """Computed in C++, where AMX's instructions end the program on shapes that a processor would fault on."""
+    if shutil.which("g++") is None or "avx512_vnni" not in inspect_machine().instruction_sets:
+        pytest.skip("this needs g++ and a processor with AVX-512 VNNI")
+    compiler = write_compiler(tmp_path / "compiler", f"-DCROSSFORGE_TILES='\"{EMULATED_TILES}\"'")
+    assert NONE_DIFFERS in compare(tmp_path, compiler, "amx_int8", "avx512_vnni")
+    wrong = tmp_path / "wrong.h"
+    wrong.write_text(EMULATED_TILES.read_text().replace("sum += left", "sum -= left"))
+    compiler = write_compiler(tmp_path / "compiler", f"-DCROSSFORGE_TILES='\"{wrong}\"'")
+    assert "amx_int8" not in kernels_here(load_library(build_library(tmp_path / "wrong", compiler=compiler)))

@@ -359,8 +359,8 @@ private:
 };
 
 // The fastest first; null where this processor does not run them.
-std::array<const Kernels*, 5> all_kernels() {
-    return {avx512_kernels(), avx_vnni_kernels(), avx2_kernels(), neon_kernels(), &scalar_kernels()};
+std::array<const Kernels*, 6> all_kernels() {
+    return {amx_kernels(), avx512_kernels(), avx_vnni_kernels(), avx2_kernels(), neon_kernels(), &scalar_kernels()};
 }
 
 }  // namespace

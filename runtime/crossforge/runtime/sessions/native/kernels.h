@@ -90,6 +90,7 @@ inline float gelu(float x) {
 
 const Kernels& scalar_kernels();
 // Null where this processor has not got the instructions, or the compiler had not.
+const Kernels* amx_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx_vnni_kernels();
 const Kernels* avx2_kernels();

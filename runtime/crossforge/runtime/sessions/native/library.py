@@ -12,17 +12,19 @@ from pathlib import Path
 from crossforge.profiles import EngineError, ProviderUnavailableError
 
 _SOURCES = (
-    *("engine.cpp", "kernels_scalar.cpp", "kernels_avx512.cpp", "kernels_avx_vnni.cpp", "kernels_avx2.cpp"),
-    "kernels_neon.cpp",
+    *("engine.cpp", "kernels_scalar.cpp", "kernels_amx.cpp", "kernels_avx512.cpp", "kernels_avx_vnni.cpp"),
+    *("kernels_avx2.cpp", "kernels_neon.cpp"),
 )
-_HEADERS = ("engine.h", "kernels.h", "kernels_vector.h", "kernels_avx2.h")
+_HEADERS = ("engine.h", "kernels.h", "kernels_vector.h", "kernels_avx2.h", "kernels_avx512.h")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
-_X86_FLAGS: dict[str, tuple[str, ...]] = {
+_AVX512_FLAGS = (
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"),
     # GCC 12 takes the undefined registers of its own intrinsics for a fault of whoever calls them.
-    "kernels_avx512.cpp": (
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"),
-        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
-    ),
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+)
+_X86_FLAGS: dict[str, tuple[str, ...]] = {
+    "kernels_avx512.cpp": _AVX512_FLAGS,
+    "kernels_amx.cpp": (*_AVX512_FLAGS, "-mamx-tile", "-mamx-int8"),
     "kernels_avx_vnni.cpp": ("-mavx2", "-mfma", "-mavxvnni"),
     # Otherwise GCC 12 copies the sums from register to register inside the product's loop: 55 pairs/s a core, 68 without.
     "kernels_avx2.cpp": ("-mavx2", "-mfma", "-O2", "-fno-ivopts", "-fno-tree-pre"),
@@ -33,7 +35,7 @@ _SOURCE_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 COMPILER = "g++"
 BUILD_COMMAND = "crossforge native"
-NATIVE_INSTRUCTION_SETS = ("avx512_vnni", "avx_vnni", "avx2", "asimddp")
+NATIVE_INSTRUCTION_SETS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "asimddp")
 """What the vector kernels are for, the fastest first, by the kernel's names; one of them is enough."""
 SCALAR = "scalar"
 """The kernels in plain C++: they run anywhere, and are slow."""
@@ -124,7 +126,9 @@ def build_library(folder: Path | None = None, *, compiler: str = COMPILER, machi
         ProviderUnavailableError: There is no such compiler.
         EngineError: It does not compile.
     """
-    import tempfile  # what only a build needs is not imported by every process that looks for the library
+    # What only a build needs is not imported by every process that looks for the library.
+    import tempfile
+    from concurrent.futures import ThreadPoolExecutor
 
     if find_compiler(compiler) is None:
         raise ProviderUnavailableError(
@@ -135,13 +139,16 @@ def build_library(folder: Path | None = None, *, compiler: str = COMPILER, machi
     path.parent.mkdir(parents=True, exist_ok=True)
     flags = _SOURCE_FLAGS.get(machine or platform.machine(), {})
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        objects = []
-        for name in _SOURCES:
-            objects.append(str(Path(work) / f"{name}.o"))
-            source = str(Path(__file__).parent / name)
+
+        def compile_one(name: str) -> str:
             own = flags.get(name, ())
             own = own if _takes(compiler, own) else ()
-            _compile([compiler, *_FLAGS, *own, "-c", source, "-o", objects[-1]])
+            target = str(Path(work) / f"{name}.o")
+            _compile([compiler, *_FLAGS, *own, "-c", str(Path(__file__).parent / name), "-o", target])
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            objects = list(threads.map(compile_one, _SOURCES))
         linked = Path(work) / path.name
         _compile([compiler, "-shared", "-o", str(linked), *objects])
         linked.replace(path)
