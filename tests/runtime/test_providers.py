@@ -151,7 +151,7 @@ def test_the_native_engine_comes_before_the_cpu_provider_where_it_is_compiled() 
         ({"native_engine": False}, "it is not compiled here: crossforge native"),
         (
             {"native_engine": True, "instruction_sets": ("asimd", "arm64")},
-            "this processor has none of avx512_vnni, avx_vnni, avx2, asimddp",
+            "this processor has none of amx_int8, avx512_vnni, avx_vnni, avx2, asimddp",
         ),
     ],
 )

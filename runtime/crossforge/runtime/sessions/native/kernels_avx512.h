@@ -1,5 +1,5 @@
 // The steps with AVX-512 and its VNNI instructions, once for kernels_avx512.cpp and for kernels_amx.cpp, which multiplies most rows another
-// way. Included where both are compiled for.
+// way. For files that are compiled with AVX-512.
 #pragma once
 
 #include <immintrin.h>
