@@ -35,11 +35,10 @@ from crossforge.runtime.tokenization import PairTokenizer
 from crossforge.runtime.verification import verify_bundle
 from support.builders import write_manifest
 from support.causal_models import (
-    CARD_PREFIX,
-    CARD_SUFFIX,
     CARD_TASK,
     CHAT_TEMPLATE,
     MAX_LENGTH,
+    card_log_probabilities,
     make_tokenizer,
     save_as_cross_encoder,
     save_causal_model,
@@ -113,27 +112,6 @@ def crossforge(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return result.stdout
-
-
-def card_log_probabilities(model: PreTrainedModel, pairs: list[tuple[str, str]], *, task: str = CARD_TASK) -> np.ndarray:
-    """log P(no) and log P(yes) by the procedure of Qwen3-Reranker's model card: float32 [pairs, 2].
-
-    All pairs are in one batch that is padded on the left, and the whole head is computed.
-    """
-    tokenizer = make_tokenizer()
-    tokenizer.padding_side = "left"
-    prefix = tokenizer.encode(CARD_PREFIX, add_special_tokens=False)
-    suffix = tokenizer.encode(CARD_SUFFIX, add_special_tokens=False)
-    bodies = [f"<Instruct>: {task}\n<Query>: {query}\n<Document>: {passage}" for query, passage in pairs]
-    room = MAX_LENGTH - len(prefix) - len(suffix)
-    encoded = tokenizer(bodies, padding=False, truncation="longest_first", return_attention_mask=False, max_length=room)
-    encoded["input_ids"] = [prefix + ids + suffix for ids in encoded["input_ids"]]
-    padded = tokenizer.pad(encoded, padding=True, return_tensors="pt")
-    assert (padded["attention_mask"][:, 0] == 0).any()
-    with torch.inference_mode():
-        last = model(**padded).logits[:, -1, :]
-    both = torch.stack([last[:, tokenizer.vocab["no"]], last[:, tokenizer.vocab["yes"]]], dim=1)
-    return torch.nn.functional.log_softmax(both, dim=1).numpy()
 
 
 def test_scores_are_those_of_the_model_card(bundle: Path, model: PreTrainedModel) -> None:

@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from crossforge.export.cli import app
 from crossforge.runtime.machine import inspect_machine
 from crossforge.runtime.sessions.native import library as native
 from crossforge.runtime.sessions.native.library import build_library, kernels_here, load_library
@@ -31,9 +33,9 @@ def compare(folder: Path, compiler: str, *kernels: str, emulator: tuple[str, ...
     return done.stdout
 
 
-def write_compiler(path: Path, options: str, *, without: str = "none") -> str:
-    """A g++ that has further options, and does not know one of its own."""
-    refuses = f'case "$*" in *{without}*) exit 1 ;; esac'
+def write_compiler(path: Path, options: str = "", *, without: str | None = None) -> str:
+    """A g++ that has further options, or does not know one of its own."""
+    refuses = f'case " $* " in *" {without} "*) exit 1 ;; esac' if without else ""
     path.write_text(f'#!/bin/sh\n{refuses}\nexec g++ {options} "$@"\n')
     path.chmod(0o755)
     return str(path)
@@ -67,3 +69,16 @@ def test_amx_kernels_compute_what_avx_512_s_do_bit_for_bit(tmp_path: Path) -> No
     wrong.write_text(EMULATED_TILES.read_text().replace("sum += left", "sum -= left"))
     compiler = write_compiler(tmp_path / "compiler", f"-DCROSSFORGE_TILES='\"{wrong}\"'")
     assert "amx_int8" not in kernels_here(load_library(build_library(tmp_path / "wrong", compiler=compiler)))
+
+
+@pytest.mark.slow
+def test_kernels_that_are_left_out_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("g++") is None or not {"avx512_vnni", "avx2"} <= set(inspect_machine().instruction_sets):
+        pytest.skip("this needs g++ and a processor with AVX-512 VNNI and AVX2")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiler = write_compiler(tmp_path / "compiler", without="-mavx512vnni")
+    shown = CliRunner().invoke(app, ["native", "--compiler", compiler])
+    assert shown.exit_code == 0, shown.stderr
+    said = " ".join(shown.stdout.split())
+    assert "this processor runs, the fastest first: avx2, scalar" in said
+    assert "Left out: avx512_vnni" in said

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from support.tiny_models import TEXTS
 
@@ -116,3 +117,24 @@ def _trained() -> str:
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in PLAIN])
     assert {"yes", "no"} <= tokenizer.get_vocab().keys()
     return str(tokenizer.to_str())
+
+
+def card_log_probabilities(model: PreTrainedModel, pairs: list[tuple[str, str]], *, task: str = CARD_TASK) -> np.ndarray:
+    """log P(no) and log P(yes) by the procedure of Qwen3-Reranker's model card: float32 [pairs, 2].
+
+    All pairs are in one batch that is padded on the left, and the whole head is computed.
+    """
+    tokenizer = make_tokenizer()
+    tokenizer.padding_side = "left"
+    prefix = tokenizer.encode(CARD_PREFIX, add_special_tokens=False)
+    suffix = tokenizer.encode(CARD_SUFFIX, add_special_tokens=False)
+    bodies = [f"<Instruct>: {task}\n<Query>: {query}\n<Document>: {passage}" for query, passage in pairs]
+    room = MAX_LENGTH - len(prefix) - len(suffix)
+    encoded = tokenizer(bodies, padding=False, truncation="longest_first", return_attention_mask=False, max_length=room)
+    encoded["input_ids"] = [prefix + ids + suffix for ids in encoded["input_ids"]]
+    padded = tokenizer.pad(encoded, padding=True, return_tensors="pt")
+    assert (padded["attention_mask"][:, 0] == 0).any()
+    with torch.inference_mode():
+        last = model(**padded).logits[:, -1, :]
+    both = torch.stack([last[:, tokenizer.vocab["no"]], last[:, tokenizer.vocab["yes"]]], dim=1)
+    return torch.nn.functional.log_softmax(both, dim=1).numpy()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells count it: 128 and the signal's number."""
 
 
 def main() -> None:
@@ -17,17 +14,12 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
-        raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:
-        _leave_quietly()
+        raise SystemExit(128 + signal.SIGINT) from None
     except SystemExit as ended:
-        # The help is printed by typer and rich, which end with 1 when their reader has gone.
-        if isinstance(ended.__context__, BrokenPipeError):
-            _leave_quietly()
-        raise
+        # The help is printed by typer and rich, which end with 1 when nobody reads on (`| head`): that is no failure.
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        from crossforge.runtime.console import silence_stdout
 
-
-def _leave_quietly() -> None:
-    """Nobody reads on (`| head`): that is no failure, and Python's last flush shall not make one of it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(0) from None
+        silence_stdout()
+        raise SystemExit(0) from None

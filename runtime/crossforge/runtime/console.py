@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import sys
 import time
 import traceback
@@ -94,7 +95,7 @@ def handles_errors(command: Callable[P, R]) -> Callable[P, R]:
                 raise typer.Exit(error.exit_code) from error
             except OSError as error:  # such as a full disk
                 if isinstance(error, BrokenPipeError) and _reader_left():
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    silence_stdout()
                     raise typer.Exit(0) from error
                 if kwargs.get("debug"):
                     traceback.print_exc()
@@ -102,9 +103,14 @@ def handles_errors(command: Callable[P, R]) -> Callable[P, R]:
                 raise typer.Exit(MachineError.exit_code) from error
             except KeyboardInterrupt as error:
                 err.print("Interrupted; nothing was left half written.")
-                raise typer.Exit(130) from error
+                raise typer.Exit(128 + signal.SIGINT) from error  # as shells count it
 
     return wrapper
+
+
+def silence_stdout() -> None:
+    """Send what is still to be written nowhere: nobody reads on, and Python's last flush would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_left() -> bool:

@@ -21,13 +21,21 @@ def native(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Compile the native engine for int8 on this machine's processor, into the user's cache folder."""
-    from crossforge.runtime.sessions.native.library import build_library, kernels_here, load_library
+    from crossforge.runtime.machine import inspect_machine
+    from crossforge.runtime.sessions.native.library import NATIVE_INSTRUCTION_SETS, build_library, kernels_here, load_library
 
     with TerminalProgress().stage("compile the native engine") as stage:
         library = build_library(compiler=compiler)
         stage.note = f"{library.stat().st_size / 1e3:.0f} kB"
     out.print(f"Wrote {escape(str(library))}", soft_wrap=True)
-    out.print(f"Kernels that this processor runs, the fastest first: {', '.join(kernels_here(load_library(library)))}")
+    kernels = kernels_here(load_library(library))
+    out.print(f"Kernels that this processor runs, the fastest first: {', '.join(kernels)}")
+    has = inspect_machine().instruction_sets
+    if left_out := [name for name in NATIVE_INSTRUCTION_SETS if name in has and name not in kernels]:
+        out.print(
+            f"Left out: {', '.join(left_out)}. The processor has the instructions, but the compiler does not know them, the "
+            "system does not lend them (AMX: Linux 5.16) or their sums were wrong. A newer compiler: --compiler."
+        )
 
 
 @app.command()
